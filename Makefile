@@ -1,0 +1,67 @@
+# Everything a developer, a visitor or CI runs. Needs Python 3.11 or newer and make; the rest is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+FLOORS := .venv-floors
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format suite test-floors lock build clean
+
+help: ## explain the targets
+	@echo "agents_pg_session: sessions for the OpenAI Agents SDK on PostgreSQL"
+	@echo
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo "  PYTHON=python3.13 make test   takes another Python"
+	@echo "  AGENTS_PG_TEST_URL=postgresql://… make test   uses your server instead of starting one"
+
+demo: $(VENV)/ready ## a support agent chats, waits for an approval, resumes; then look at its rows
+	@$(BIN)/python examples/quickstart.py
+
+test: lint suite test-floors ## lint, types, the whole suite on SQLite and real PostgreSQL, and again on the oldest dependencies
+
+lint: $(VENV)/ready ## format, lint and strict types, changing nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/ready ## format, and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+suite: $(VENV)/ready ## the suite on the newest dependencies (PYTEST_ARGS='-k name' for a part of it)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-floors: $(FLOORS)/ready ## the suite on the oldest dependencies we accept, SQLAlchemy 2.0 among them
+	$(FLOORS)/bin/python -m pytest --ignore=tests/migrations/test_wheel.py $(PYTEST_ARGS)
+
+lock: $(VENV)/ready ## choose newer versions for requirements/dev.txt
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
+		--group demo --group test --group lint pyproject.toml --output-file requirements/dev.txt
+
+build: $(VENV)/ready ## wheel and source distribution into dist/
+	$(BIN)/python -m build
+
+clean: ## remove what make has made
+	rm -rf $(VENV) $(FLOORS) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/ready: pyproject.toml requirements/dev.txt
+	$(call environment,$(VENV),requirements/dev.txt)
+
+$(FLOORS)/ready: pyproject.toml requirements/dev.txt requirements/floors.txt
+	@grep -vE '^(aiosqlite|alembic|asyncpg|openai-agents|psycopg|psycopg-binary|sqlalchemy|tenacity|openai|mcp|mcp-types)==' \
+		requirements/dev.txt > requirements/.rest.txt
+	$(call environment,$(FLOORS),requirements/floors.txt -r requirements/.rest.txt)
+	@rm requirements/.rest.txt
+
+define environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try PYTHON=python3.13 make …")'
+	$(PYTHON) -m venv --clear $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(2)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(1)/ready
+endef

@@ -1,0 +1,379 @@
+"""One door to the database: every statement goes through here.
+
+What a verb does not have to think about lives in this file, once: retrying what may pass, finding out what became of
+a try whose answer was lost, waiting for a mutation to settle when the caller is cancelled, and saying errors in our
+words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from sqlalchemy import Connection, Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from agents_pg_session.errors import SchemaOutdated, SessionClosed, SessionError, StorageUnavailable
+from agents_pg_session.failures import Verdict, cause_to_show, describe, judge, sqlstate_of
+from agents_pg_session.pools import Engines
+from agents_pg_session.schema import UPGRADE_COMMAND, create
+from agents_pg_session.statements import Command, Key, Statements, Step, Write
+from agents_pg_session.statements.postgres import PostgresStatements
+from agents_pg_session.statements.sqlite import SQLiteStatements
+
+__all__ = ["COMMAND_TIMEOUT", "RETRY_FOR", "Database"]
+
+logger = logging.getLogger("agents_pg_session")
+
+#: Seconds a verb may take in all, with waiting for a connection and retrying, before it raises `StorageUnavailable`.
+RETRY_FOR = 15.0
+
+#: Seconds one try of a statement may take before its connection is given up and the verb tries again.
+COMMAND_TIMEOUT = 10.0
+
+#: The server cannot write: a standby, or a primary that was demoted. The next connection may find the new primary.
+READ_ONLY = "25006"
+
+Rows = Sequence[Row[Any]]
+_T = TypeVar("_T")
+
+
+class _Passing(Exception):
+    """A failure that may pass; inside this file only."""
+
+    def __init__(self, error: BaseException, *, in_doubt: bool) -> None:
+        super().__init__(describe(error))
+        self.error = error
+        self.in_doubt = in_doubt
+
+
+class _Budget:
+    """The time one verb may take, by the event loop's clock; `abandon` ends the retrying, not the try under way."""
+
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.deadline = self._loop.time() + seconds
+        self._abandoned = asyncio.Event()
+
+    @property
+    def spent(self) -> bool:
+        return self._abandoned.is_set() or self._loop.time() >= self.deadline
+
+    def until(self, seconds: float) -> float:
+        return min(self.deadline, self._loop.time() + seconds)
+
+    def abandon(self) -> None:
+        self._abandoned.set()
+
+    async def sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout_at(self.until(seconds)):
+                await self._abandoned.wait()
+        except TimeoutError:
+            pass
+
+
+class Database:
+    """Runs commands: each exactly once, or with an error that says what is known."""
+
+    def __init__(
+        self,
+        engines: Engines,
+        *,
+        schema: str = "agents",
+        create_tables: bool = False,
+        retry_for: float = RETRY_FOR,
+        command_timeout: float = COMMAND_TIMEOUT,
+    ) -> None:
+        self._engines = engines
+        self._on_postgres = engines.dialect == "postgresql"
+        self._schema = _checked_schema(schema) if self._on_postgres else None
+        self.sql: Statements = PostgresStatements(schema) if self._on_postgres else SQLiteStatements()
+        self._create_tables = create_tables
+        self._closed = False
+        self._retry_for = _positive("retry_for", retry_for)
+        self._command_timeout = _positive("command_timeout", command_timeout)
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine of the running event loop."""
+        return self._engines.current()
+
+    @property
+    def schema(self) -> str | None:
+        """The PostgreSQL schema of the tables; None on SQLite."""
+        return self._schema
+
+    def require_open(self) -> None:
+        """Raise `SessionClosed` after `close`."""
+        if self._closed:
+            raise SessionClosed("this session or its store was closed; open a new one")
+
+    async def close(self) -> None:
+        """Close the engines if they are ours; a borrowed engine is left alone, and stays usable through this door."""
+        if self._engines.owned and not self._closed:
+            self._closed = True
+            await self._engines.close()
+
+    async def read(self, command: Command) -> Rows:
+        """Run a command that changes nothing and return its rows.
+
+        Raises `StorageUnavailable` when the database stays away longer than the budget: no rows always means there
+        are none.
+        """
+        await self._ensure_tables()
+        budget = _Budget(self._retry_for)
+
+        async def attempt() -> Rows:
+            return await self._attempt(command, budget)
+
+        return await self._persist(attempt, budget, command)
+
+    async def write(self, write: Write) -> Rows:
+        """Run a mutation so that it takes effect exactly once, and return its rows.
+
+        Once it is under way, cancelling the caller waits until it has settled. Raises `StorageUnavailable` when the
+        database stays away longer than the budget; the mutation is then there whole, or not at all.
+        """
+        await self._ensure_tables()
+        budget = _Budget(self._retry_for)
+        return await _settled(self._write(write, budget), budget)
+
+    async def create_tables(self) -> None:
+        """Create the tables, or leave them as they are; any number of processes may do so at once."""
+        await self.transaction("create_tables", lambda connection: create(connection, self._schema))
+        self._engines.created.add(self._schema)
+
+    async def transaction(self, verb: str, work: Callable[[Connection], _T]) -> _T:
+        """Run *work* on a connection inside one transaction: for schema work, which may be repeated from its start."""
+        command = Command(verb, (), writes=True)
+        budget = _Budget(self._retry_for)
+
+        async def step(connection: AsyncConnection) -> _T:
+            return await connection.run_sync(work)
+
+        async def attempt() -> _T:
+            return await self._on_connection(command, budget, step)
+
+        return await _settled(self._persist(attempt, budget, command), budget)
+
+    async def _ensure_tables(self) -> None:
+        if self._create_tables and self._schema not in self._engines.created:
+            await self.create_tables()
+
+    async def _write(self, write: Write, budget: _Budget) -> Rows:
+        doubtful: str | None = None
+
+        async def attempt() -> Rows:
+            nonlocal doubtful
+            if doubtful is not None:
+                try:
+                    rows = await self._recover(write, doubtful, budget)
+                except _Passing as failure:
+                    failure.in_doubt = True  # whatever kept us from finding out, the lost try is still in doubt
+                    raise
+                if rows:
+                    return rows
+                doubtful = None
+            operation_id = str(uuid4())
+            try:
+                return await self._attempt(write.attempt(operation_id), budget)
+            except _Passing as failure:
+                doubtful = operation_id if failure.in_doubt else None
+                raise
+
+        return await self._persist(attempt, budget, write.attempt(""))
+
+    async def _recover(self, write: Write, operation_id: str, budget: _Budget) -> Rows:
+        """Return the rows of a try whose answer was lost, if it took effect; afterwards it never can."""
+        assert write.fence is not None, "only PostgreSQL can lose an answer"
+        assert write.outcome is not None, "what can be in doubt can be asked about"
+        await self._attempt(write.fence(operation_id), budget)
+        return await self._attempt(write.outcome(operation_id), budget)
+
+    async def _persist(self, attempt: Callable[[], Awaitable[_T]], budget: _Budget, command: Command) -> _T:
+        """Make one attempt, then more with growing pauses as long as the failure may pass and the budget lasts."""
+        try:
+            return await attempt()
+        except _Passing as failure:
+            first = last = failure
+        if not budget.spent:
+            retrying = AsyncRetrying(
+                retry=retry_if_exception_type(_Passing),
+                wait=wait_random_exponential(multiplier=0.05, max=2.0),
+                stop=lambda _state: budget.spent,
+                sleep=budget.sleep,
+                before_sleep=lambda state: _log_retry(command, state),
+                reraise=True,
+            )
+            try:
+                return await retrying(attempt)
+            except _Passing as failure:
+                last = failure
+        raise self._unavailable(command, first, last) from cause_to_show(last.error)
+
+    async def _attempt(self, command: Command, budget: _Budget) -> Rows:
+        return await self._on_connection(command, budget, lambda connection: _run(connection, command.steps))
+
+    async def _on_connection(
+        self, command: Command, budget: _Budget, work: Callable[[AsyncConnection], Awaitable[_T]]
+    ) -> _T:
+        """Take a connection, do the work on it and give it back; a connection in an unknown state is thrown away."""
+        sent = False
+        connection: AsyncConnection | None = None
+        self.require_open()
+        engine = self._engines.current()
+        async with self._engines.turnstile() or nullcontext():
+            try:
+                async with asyncio.timeout_at(budget.deadline):
+                    connection = await engine.connect()
+                    if (isolation := self._isolation(command)) is not None:
+                        await connection.execution_options(isolation_level=isolation)
+                sent = True
+                async with self._time_limit(budget), self._transaction_on(connection, command):
+                    return await work(connection)
+            except Exception as error:
+                verdict = judge(error, sent=sent)
+                if connection is not None and (verdict is Verdict.DOUBT or sqlstate_of(error) == READ_ONLY):
+                    await connection.invalidate()
+                raise self._failure(command, error, verdict) from cause_to_show(error)
+            finally:
+                if connection is not None:
+                    await asyncio.shield(connection.close())
+
+    def _isolation(self, command: Command) -> str | None:
+        """One statement commits itself.
+
+        Several see what committed before each of them, whatever the server's default.
+        """
+        if self._on_postgres and len(command.steps) != 1:
+            return "READ COMMITTED"
+        return None if self._engines.owned else "AUTOCOMMIT"
+
+    def _time_limit(self, budget: _Budget) -> AbstractAsyncContextManager[Any]:
+        """SQLite waits for its lock at most the busy timeout, and cannot be stopped in the middle of a commit."""
+        return asyncio.timeout_at(budget.until(self._command_timeout)) if self._on_postgres else nullcontext()
+
+    def _transaction_on(self, connection: AsyncConnection, command: Command) -> AbstractAsyncContextManager[Any]:
+        if len(command.steps) == 1 and not command.writes:
+            return nullcontext()
+        if self._on_postgres:
+            return nullcontext() if len(command.steps) == 1 else connection.begin()
+        return _SQLiteTransaction(connection)
+
+    def _failure(self, command: Command, error: Exception, verdict: Verdict) -> Exception:
+        what = _subject(command)
+        match verdict:
+            case Verdict.RETRY | Verdict.DOUBT:
+                return _Passing(error, in_doubt=verdict is Verdict.DOUBT)
+            case _ if isinstance(error, SessionError):
+                return error
+            case Verdict.OUTDATED:
+                return SchemaOutdated(
+                    f"{what}: {describe(error)}; run `{UPGRADE_COMMAND}`", sqlstate=sqlstate_of(error)
+                )
+            case Verdict.CONFIGURATION:
+                message = f"{what}: {self._place()} does not let us in ({describe(error)}); check the database URL"
+                return StorageUnavailable(message, sqlstate=sqlstate_of(error))
+            case Verdict.UNPREPARED:
+                hint = "behind PgBouncer in transaction mode, open the store with pgbouncer=True"
+                return SessionError(f"{what}: {describe(error)}; {hint}", sqlstate=sqlstate_of(error))
+            case Verdict.WRONG_LOOP:
+                hint = "open the store from a URL, which keeps one pool per loop"
+                return SessionError(f"{what}: the engine belongs to another event loop ({describe(error)}); {hint}")
+            case _:
+                return SessionError(f"{what}: the database refused: {describe(error)}", sqlstate=sqlstate_of(error))
+
+    def _unavailable(self, command: Command, first: _Passing, last: _Passing) -> StorageUnavailable:
+        known = ""
+        if command.writes:
+            known = (
+                "; the answer was lost, so it has taken effect once, whole, or not at all"
+                if last.in_doubt
+                else "; nothing was written"
+            )
+        why = f"{last}" if str(first) == str(last) else f"first {first}, at last {last}"
+        return StorageUnavailable(
+            f"{_subject(command)}: {self._place()} was unavailable for {self._retry_for:g} s ({why}){known}",
+            sqlstate=sqlstate_of(last.error) or sqlstate_of(first.error),
+        )
+
+    def _place(self) -> str:
+        """Where the database is, without user or password."""
+        url = self._engines.current().url
+        hosts = url.query.get("host") or (f"{url.host}:{url.port or 5432}" if url.host else "")
+        place = ", ".join((hosts,) if isinstance(hosts, str) else hosts)
+        return f"{url.get_backend_name()} {place}{'/' if place else ''}{url.database or ''}".strip()
+
+
+class _SQLiteTransaction:
+    """`BEGIN IMMEDIATE … COMMIT`, spoken directly: the driver would begin later, and find its snapshot stale."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def __aenter__(self) -> None:
+        await self._connection.execute(text("BEGIN IMMEDIATE"))
+
+    async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
+        if kind is None:
+            await self._connection.execute(text("COMMIT"))
+        # Otherwise the pool rolls back when the connection returns to it.
+
+
+async def _run(connection: AsyncConnection, steps: tuple[Step, ...]) -> Rows:
+    rows: Rows = ()
+    for step in steps:
+        result = await connection.execute(step.clause, step.values)
+        rows = result.all() if result.returns_rows else ()
+    return rows
+
+
+async def _settled(work: Awaitable[_T], budget: _Budget) -> _T:
+    """Wait for *work* to its end, whatever happens to the caller, then let the caller's cancellation go on."""
+    task = asyncio.ensure_future(work)
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancellation = cancellation or error
+            budget.abandon()
+    if cancellation is not None:
+        if not task.cancelled():
+            task.exception()  # taken note of: nobody is left to tell
+        raise cancellation
+    return task.result()
+
+
+def _log_retry(command: Command, state: RetryCallState) -> None:
+    assert state.outcome is not None
+    assert state.next_action is not None
+    logger.warning(
+        "%s: %s; trying again in %.2f s", _subject(command), state.outcome.exception(), state.next_action.sleep
+    )
+
+
+def _subject(command: Command) -> str:
+    return command.verb if command.key is None else f"{command.verb} on {_session_name(command.key)}"
+
+
+def _session_name(key: Key) -> str:
+    return f"session {key.session_id!r}" + (f" of tenant {key.tenant_id!r}" if key.tenant_id else "")
+
+
+def _checked_schema(schema: str) -> str:
+    if not isinstance(schema, str) or not schema or "\0" in schema or len(schema.encode(errors="replace")) > 63:
+        raise ValueError("schema must be a name of 1 to 63 bytes without NUL: PostgreSQL would cut it or refuse it")
+    return schema
+
+
+def _positive(name: str, seconds: float) -> float:
+    if not seconds > 0:
+        raise ValueError(f"{name} must be a positive number of seconds, not {seconds!r}")
+    return float(seconds)

@@ -1,0 +1,118 @@
+"""The engine: a pool tuned for short statements, with the reason for each setting beside it.
+
+Every setting can be overridden through `engine_kwargs`, which are the keyword arguments of SQLAlchemy's
+`create_async_engine`; `connect_args` in it are merged with ours, one by one.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import event, make_url
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+from agents_pg_session.urls import engine_url
+
+__all__ = ["create_engine", "memory_keeper", "named_memory_url"]
+
+APPLICATION_NAME = "agents_pg_session"
+
+POOL: Mapping[str, Any] = {
+    # A verb holds a connection for under a millisecond: fifteen serve thousands of sessions.
+    "pool_size": 15,
+    # Connections beyond the pool would be closed after one use: connecting costs more than waiting for a turn.
+    "max_overflow": 0,
+    # The connection used last is the warmest, and what a quiet hour does not need ages and is recycled.
+    "pool_use_lifo": True,
+    # A ping costs a round trip each time; a verb that finds its connection dead is retried safely instead.
+    "pool_pre_ping": False,
+    # Half an hour: before load balancers forget idle connections, and so that a failover back is noticed.
+    "pool_recycle": 1800,
+}
+
+#: Seconds to wait for a server to accept a connection, per host.
+CONNECT_TIMEOUT = 5.0
+
+#: Milliseconds one SQLite writer waits for another.
+SQLITE_BUSY_TIMEOUT = 5000
+
+
+def create_engine(
+    url: str | URL, *, engine_kwargs: Mapping[str, Any] | None = None, pgbouncer: bool = False
+) -> AsyncEngine:
+    """Return a new engine for *url*: no connection is made yet.
+
+    *pgbouncer* switches prepared statements off, for a pooler in transaction mode that does not track them.
+    Raises `ValueError` for a URL that cannot work, naming what to write.
+    """
+    parsed, url_arguments = engine_url(url)
+    overrides = dict(engine_kwargs or {})
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    connect_args = {} if is_sqlite else _postgres_arguments(parsed.drivername, pgbouncer)
+    connect_args = _merged(_merged(connect_args, url_arguments), overrides.pop("connect_args", {}))
+
+    pool_class = overrides.get("poolclass")
+    queued = pool_class is None or issubclass(pool_class, AsyncAdaptedQueuePool)
+    settings: dict[str, Any] = dict(POOL) if queued and not _is_private_memory(parsed) else {}
+    settings["isolation_level"] = "AUTOCOMMIT"  # a verb is one statement: it needs no BEGIN and no COMMIT around it
+    if parsed.drivername == "postgresql+psycopg":
+        settings["use_native_hstore"] = False  # we have no hstore: asking the server for it costs a connection 2 trips
+    settings["hide_parameters"] = True  # an error or a log line never shows an item
+    engine = create_async_engine(parsed, connect_args=connect_args, **(settings | overrides))
+    if is_sqlite:
+        event.listen(engine.sync_engine, "connect", _tune_sqlite)
+    return engine
+
+
+def _postgres_arguments(drivername: str, pgbouncer: bool) -> dict[str, Any]:
+    """What we ask of a driver. Nothing here is refused by PgBouncer at connect (it passes application_name)."""
+    if drivername == "postgresql+psycopg":
+        arguments: dict[str, Any] = {"application_name": APPLICATION_NAME, "connect_timeout": int(CONNECT_TIMEOUT)}
+        return arguments | ({"prepare_threshold": None} if pgbouncer else {})
+    arguments = {"timeout": CONNECT_TIMEOUT, "server_settings": {"application_name": APPLICATION_NAME}}
+    # Both caches: SQLAlchemy's own and the one inside asyncpg.
+    return arguments | ({"statement_cache_size": 0, "prepared_statement_cache_size": 0} if pgbouncer else {})
+
+
+def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**base, **more}
+    if "server_settings" in base and "server_settings" in more:
+        merged["server_settings"] = {**base["server_settings"], **more["server_settings"]}
+    return merged
+
+
+def _tune_sqlite(connection: Any, _record: object) -> None:
+    """Readers that do not wait for the writer, writers that wait for each other, and foreign keys that count."""
+    cursor = connection.cursor()
+    try:
+        # First: the switch to WAL itself may have to wait.
+        cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+    finally:
+        cursor.close()
+
+
+def _is_private_memory(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
+
+
+def named_memory_url(url: str | URL) -> URL | None:
+    """Return the URL of a new database in memory that all connections of this process share, if *url* asks for memory.
+
+    A plain `:memory:` database belongs to one connection, so each event loop would see another one.
+    """
+    parsed = make_url(url) if isinstance(url, URL) else engine_url(url)[0]
+    if not _is_private_memory(parsed):
+        return None
+    return make_url(f"sqlite+aiosqlite:///file:/agents-{uuid.uuid4().hex}?vfs=memdb&uri=true")
+
+
+def memory_keeper(url: URL) -> sqlite3.Connection:
+    """Open the connection that keeps a database in memory alive while the pools of all loops come and go."""
+    return sqlite3.connect(f"{url.database}?vfs=memdb", uri=True, check_same_thread=False)

@@ -1,0 +1,196 @@
+"""Item ⇄ row: pure functions, no database.
+
+The item itself is stored verbatim as JSON text; what people filter, join and audit by is promoted to columns here. A
+projection is total: whatever an item looks like (encrypted envelopes have neither a type nor a role), it yields a
+row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, cast
+
+from agents.items import TResponseInputItem
+
+from agents_pg_session.errors import InvalidItem
+
+__all__ = ["MAX_DEPTH", "Batch", "Item", "ItemRow", "decode", "encode", "project"]
+
+Item = TResponseInputItem
+
+#: Levels of nesting an item may have. Python's JSON decoder recurses, so an item that was written from a shallow call
+#: stack could become unreadable from a deep one; half of the default recursion limit keeps every stored item readable.
+MAX_DEPTH = 500
+
+#: Characters of a promoted column. Longer values stay in the item only, so that an index over them never overflows.
+MAX_COLUMN = 512
+
+_INPUT_ROLES = frozenset({"user", "system", "developer"})
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRow:
+    """One item as its row: the JSON text and the promoted columns."""
+
+    item: str
+    type: str | None
+    role: str | None
+    call_id: str | None
+    turn: int  #: turns this batch has begun up to and including this item; 0 means "the turn before this batch"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The items of one append, projected."""
+
+    rows: tuple[ItemRow, ...]
+    turns: int  #: turns this batch begins
+    messages: int  #: items of type "message" in it
+
+
+def project(items: Sequence[Item]) -> Batch:
+    """Turn the items of one append into rows, or refuse all of them.
+
+    Raises `InvalidItem` naming the place, for example `items[3]["output"][0]["score"] is NaN`.
+    """
+    if isinstance(items, str | bytes | dict) or not isinstance(items, Sequence):
+        raise InvalidItem(f"items is {_named(items)}, not a list of dicts")
+    rows = tuple(
+        ItemRow(
+            item=encode(item, place=f"items[{index}]"),
+            type=_type(item),
+            role=_column(item.get("role")),
+            call_id=_column(item.get("call_id")),
+            turn=turn,
+        )
+        for index, (item, turn) in enumerate(_turns(items))
+    )
+    return Batch(
+        rows=rows,
+        turns=rows[-1].turn if rows else 0,
+        messages=sum(row.type == "message" for row in rows),
+    )
+
+
+def encode(item: object, *, place: str) -> str:
+    """Return the item as JSON text that decodes to an equal value, keys in the same order.
+
+    Raises `InvalidItem` for what JSON has no form for: NaN and infinities, bytes, keys that are not strings, nesting
+    beyond `MAX_DEPTH`, and anything that is not a dict to begin with.
+    """
+    if not isinstance(item, dict):
+        raise InvalidItem(f"{place} is {_named(item)}, not a dict")
+    try:
+        text = json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):
+        text = None
+    # json.dumps turns the key 1 into "1" without a word: only a walk finds that.
+    if text is None or not _has_string_keys_within_depth(item):
+        raise InvalidItem(f"{place}{_fault(item)}") from None
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # a lone surrogate: no UTF-8, but JSON can escape it
+            return json.dumps(item, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text
+
+
+def decode(text: str) -> Item | None:
+    """Return the item that was stored as *text*; None for text that holds no JSON object (a hand-edited row)."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return cast("Item", value) if isinstance(value, dict) else None
+
+
+def _turns(items: Sequence[Item]) -> Iterator[tuple[dict[str, Any], int]]:
+    """Pair each item with the turns begun so far: neighbouring input messages with a user's among them begin one."""
+    turn = 0
+    for is_input, group in groupby(items, key=lambda item: _role(item) in _INPUT_ROLES):
+        members = list(group)
+        turn += is_input and any(_role(member) == "user" for member in members)
+        for member in members:
+            yield cast("dict[str, Any]", member), turn
+
+
+def _role(item: object) -> str | None:
+    return _column(item.get("role")) if isinstance(item, dict) else None
+
+
+def _type(item: dict[str, Any]) -> str | None:
+    """The item's type; "message" where the SDK lets callers leave it out (`{"role": …, "content": …}`)."""
+    if "type" not in item and "role" in item and "content" in item:
+        return "message"
+    return _column(item.get("type"))
+
+
+def _column(value: object) -> str | None:
+    """The value if a text column and an index over it can hold it, else None: the item keeps it in any case."""
+    if not isinstance(value, str) or len(value) > MAX_COLUMN or "\0" in value:
+        return None
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return None
+    return str(value)
+
+
+def _has_string_keys_within_depth(item: dict[Any, Any]) -> bool:
+    """Walk level by level: no recursion, so depth is only a count."""
+    level: list[Any] = [item]
+    for _ in range(MAX_DEPTH):
+        deeper: list[Any] = []
+        for node in level:
+            values = node
+            if isinstance(node, dict):
+                if not all(isinstance(key, str) for key in node):
+                    return False
+                values = node.values()
+            deeper.extend(value for value in values if isinstance(value, dict | list | tuple))
+        if not deeper:
+            return True
+        level = deeper
+    return False
+
+
+def _fault(item: dict[Any, Any]) -> str:
+    """Find the first thing JSON has no form for, as `path is what`. Runs only when an item was refused."""
+    stack: list[tuple[str, int, object]] = [("", 0, item)]
+    while stack:
+        path, depth, node = stack.pop()
+        if depth == MAX_DEPTH:
+            return f" is nested deeper than {MAX_DEPTH} levels, or holds itself"
+        if isinstance(node, dict):
+            for key in node:
+                if not isinstance(key, str):
+                    return f"{path} has a key that is {_named(key)}, not a string"
+            children: list[tuple[str, object]] = [(f"[{json.dumps(key[:64])}]", value) for key, value in node.items()]
+        elif isinstance(node, list | tuple):
+            children = [(f"[{index}]", value) for index, value in enumerate(node)]
+        else:
+            if (reason := _leaf_fault(node)) is not None:
+                return f"{path} is {reason}"
+            continue
+        stack.extend((path + step, depth + 1, value) for step, value in reversed(children))
+    return " cannot be written as JSON"
+
+
+def _leaf_fault(leaf: object) -> str | None:
+    try:
+        json.dumps(leaf, allow_nan=False)
+    except TypeError:
+        return f"{_named(leaf)}, which JSON has no form for"
+    except ValueError:
+        if isinstance(leaf, float):
+            return "NaN" if leaf != leaf else ("Infinity" if leaf > 0 else "-Infinity")
+        return "an integer with more digits than Python converts (see sys.set_int_max_str_digits)"
+    return None
+
+
+def _named(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

@@ -1,0 +1,229 @@
+"""A connection dies at the worst moment: the verb is there exactly once each time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import asyncpg
+import pytest
+from sqlalchemy import make_url
+
+from agents_pg_session import PGSession, SessionStore, StorageUnavailable
+from agents_pg_session.projection import Item
+from tests.items import user
+from tests.proxy import Fault, Proxy
+
+HISTORY = [user("1"), user("2")]
+FAULTS: list[Fault] = ["before", "sent", "answer"]
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+async def store(request: pytest.FixtureRequest, proxied_url: str) -> AsyncIterator[SessionStore]:
+    """A store behind the proxy, with one connection."""
+    url = make_url(proxied_url).set(drivername=f"postgresql+{request.param}")
+    async with SessionStore.open(url, engine_kwargs={"pool_size": 1}) as store:
+        yield store
+        assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+async def session(store: SessionStore, new_id: Callable[[], str]) -> PGSession:
+    """A session with two items, and a warm connection: what follows is one flush to the server."""
+    session = store.session(new_id())
+    await session.add_items(HISTORY)
+    for _ in range(6):
+        await session.add_items([user("warm")])
+        await session.get_items()
+        await session.pop_item()
+    return session
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_cut_append_is_there_once(session: PGSession, proxy: Proxy, fault: Fault) -> None:
+    """Cut before the statement, after it was sent, or before its answer.
+
+    The append is found or repeated, never both.
+    """
+    proxy.fault = fault
+    await session.add_items([user("once"), user("whole")])
+
+    assert proxy.faults == 1
+    assert await session.get_items() == [*HISTORY, user("once"), user("whole")]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_cut_first_append_creates_one_session(
+    store: SessionStore, session: PGSession, proxy: Proxy, observer: asyncpg.Connection, fault: Fault
+) -> None:
+    """The same when the lost try was to create the session itself."""
+    fresh = store.session(f"{session.session_id} fresh", agent="support")
+    proxy.fault = fault
+    await fresh.add_items([user("once")])
+
+    assert await fresh.get_items() == [user("once")]
+    row = await observer.fetchrow("SELECT * FROM agents.sessions WHERE session_id = $1", fresh.session_id)
+    assert row is not None
+    assert (row["last_position"], row["item_count"], row["turn_count"], row["agent"]) == (1, 1, 1, "support")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_cut_pop_takes_one_item(session: PGSession, proxy: Proxy, fault: Fault) -> None:
+    """A pop whose answer was lost returns the item it took, and never takes a second one."""
+    proxy.fault = fault
+
+    assert await session.pop_item() == user("2")
+    assert await session.get_items() == [user("1")]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_cut_clear_clears_once(
+    session: PGSession, proxy: Proxy, observer: asyncpg.Connection, fault: Fault
+) -> None:
+    """A clear whose answer was lost is found, not repeated."""
+    proxy.fault = fault
+    await session.clear_session()
+
+    assert await session.get_items() == []
+    sql = "SELECT count(*) FROM agents.events WHERE session_id = $1 AND kind = 'session_cleared'"
+    assert await observer.fetchval(sql, session.session_id) == 1
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_cut_read_is_read_again(session: PGSession, proxy: Proxy, fault: Fault) -> None:
+    """A read that lost its connection is repeated: never an empty history."""
+    proxy.fault = fault
+
+    assert await session.get_items() == HISTORY
+
+
+@pytest.mark.parametrize("meanwhile", ["pop", "clear"])
+async def test_a_committed_append_is_found_although_it_was_taken_out_since(
+    store: SessionStore, session: PGSession, proxy: Proxy, postgres_url: str, meanwhile: str
+) -> None:
+    """Somebody popped or cleared what the lost try had appended, before the retry looked: it is not appended again."""
+    async with SessionStore.open(postgres_url) as elsewhere:
+        other = elsewhere.session(session.session_id)
+        proxy.fault = "answer"
+        proxy.refusing = True
+        appending = asyncio.ensure_future(session.add_items([user("once")]))
+        await until(lambda: has(other, [*HISTORY, user("once")]))
+        await (other.pop_item() if meanwhile == "pop" else other.clear_session())
+        proxy.refusing = False
+        await appending
+
+        assert await other.get_items() == (HISTORY if meanwhile == "pop" else [])
+
+
+@pytest.mark.parametrize("verb", ["append", "pop", "clear"])
+async def test_a_try_that_arrives_late_changes_nothing(
+    proxied_url: str, proxy: Proxy, new_id: Callable[[], str], verb: str
+) -> None:
+    """A statement stuck in the network reaches the server after its verb succeeded another way: the fence stops it."""
+    async with SessionStore.open(proxied_url, command_timeout=0.3, engine_kwargs={"pool_size": 2}) as store:
+        session = store.session(new_id())
+        await session.add_items([user("1"), user("2"), user("3")])
+        await session.pop_item()
+        await session.clear_session()
+        await session.add_items([user("1"), user("2"), user("3")])
+        work: dict[str, Callable[[], Awaitable[object]]] = {
+            "append": lambda: session.add_items([user("4")]),
+            "pop": session.pop_item,
+            "clear": session.clear_session,
+        }
+        proxy.fault = "stall"
+        await work[verb]()
+        after = await session.get_items()
+        await session.add_items([user("later")])
+        proxy.heal()
+        await asyncio.sleep(0.5)
+
+        expected = {"append": 4, "pop": 2, "clear": 0}
+        assert proxy.faults == 1
+        assert len(after) == expected[verb]
+        assert await session.get_items() == [*after, user("later")]
+
+
+async def test_all_connections_cut_at_once(
+    store: SessionStore, proxied_url: str, proxy: Proxy, new_id: Callable[[], str]
+) -> None:
+    """Every pooled connection dies while 40 appends are under way: 40 batches are there."""
+    async with SessionStore.open(proxied_url) as many:
+        session = many.session(new_id())
+        appends = [asyncio.ensure_future(session.add_items([user(str(n)), user(str(n))])) for n in range(40)]
+        for _ in range(4):
+            await asyncio.sleep(0.02)
+            proxy.cut_all()
+        await asyncio.gather(*appends)
+
+        items = await session.get_items()
+        assert len(items) == 80
+        assert all(items[index] == items[index + 1] for index in range(0, 80, 2))
+        assert len({str(each) for each in items}) == 40
+
+
+async def test_beyond_the_budget_it_says_so(
+    proxied_url: str, proxy: Proxy, new_id: Callable[[], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The database stays away longer than `retry_for`: `StorageUnavailable`, and no item in any log line."""
+    async with SessionStore.open(proxied_url, retry_for=0.5) as store:
+        session = store.session(new_id())
+        await session.add_items([user("1")])
+        proxy.refusing = True
+        proxy.fault = "answer"
+        with pytest.raises(StorageUnavailable, match=r"unavailable for 0\.5 s .* once, whole, or not at all"):
+            await session.add_items([user("secret")])
+        with pytest.raises(StorageUnavailable, match=r"append on session .*nothing was written"):
+            await session.add_items([user("secret")])
+        with pytest.raises(StorageUnavailable, match="latest on session"):
+            await session.get_items()
+        proxy.refusing = False
+
+        assert await session.get_items() == [user("1"), user("secret")]
+        assert "trying again" in caplog.text
+        assert "secret" not in caplog.text
+
+
+async def test_a_cancelled_caller_does_not_wait_for_the_whole_budget(
+    proxied_url: str, proxy: Proxy, new_id: Callable[[], str]
+) -> None:
+    """Cancelled while the database is away, an append ends its retrying at once instead of holding up the caller."""
+    async with SessionStore.open(proxied_url, retry_for=60) as store:
+        session = store.session(new_id())
+        await session.add_items([user("1")])
+        proxy.refusing = True
+        proxy.cut_all()
+        appending = asyncio.ensure_future(session.add_items([user("2")]))
+        await asyncio.sleep(0.3)
+        appending.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            async with asyncio.timeout(5):
+                await appending
+        proxy.refusing = False
+        assert await session.get_items() == [user("1")]
+
+
+async def test_a_frozen_server_is_given_up_within_the_budget(
+    proxied_url: str, proxy: Proxy, new_id: Callable[[], str]
+) -> None:
+    """A connection that swallows everything does not hold the caller beyond the budget, nor a place in the pool."""
+    async with SessionStore.open(proxied_url, retry_for=1, command_timeout=5) as store:
+        session = store.session(new_id())
+        await session.add_items([user("1")])
+        proxy.fault = "stall"
+        with pytest.raises(StorageUnavailable, match="no answer in time"):
+            async with asyncio.timeout(10):
+                await session.get_items()
+
+        assert await session.get_items() == [user("1")]
+        assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+async def has(session: PGSession, items: list[Item]) -> bool:
+    return await session.get_items() == items
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    while not await condition():
+        await asyncio.sleep(0.01)

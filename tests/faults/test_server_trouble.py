@@ -1,0 +1,184 @@
+"""The server says no, goes away, or was configured by somebody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import asyncpg
+import pytest
+from sqlalchemy import make_url
+
+from agents_pg_session import SessionError, SessionStore, StorageUnavailable
+from agents_pg_session.migrations import main as migrate
+from tests.items import item, user
+from tests.server import Server, find_binaries
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
+    """A server that a test may kill."""
+    binaries = find_binaries()
+    assert binaries is not None, "no PostgreSQL was found; tests/server.py says where it is looked for"
+    server = Server(binaries)
+    server.start()
+    migrate(["-x", f"url={server.url}", "upgrade", "head"])
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def store(postgres_url: str) -> AsyncIterator[SessionStore]:
+    async with SessionStore.open(postgres_url) as store:
+        yield store
+        assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+async def test_a_server_that_crashes_and_restarts(own_server: Server, new_id: Callable[[], str]) -> None:
+    """Appends under way while the server crashes and comes back: each is there once."""
+    async with SessionStore.open(own_server.url, retry_for=60) as store:
+        session = store.session(new_id())
+        await session.add_items([user("before")])
+
+        async def write(number: int) -> None:
+            for part in range(5):
+                await session.add_items([user(f"{number}.{part}")] * 2)
+
+        writers = [asyncio.ensure_future(write(number)) for number in range(10)]
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(own_server.kill)
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(own_server.start)
+        await asyncio.gather(*writers)
+
+        items = await session.get_items()
+    assert len(items) == 101
+    assert all(items[index] == items[index + 1] for index in range(1, 101, 2))
+    assert len({str(each) for each in items}) == 51
+
+
+async def test_a_terminated_backend(
+    store: SessionStore, new_id: Callable[[], str], observer: asyncpg.Connection
+) -> None:
+    """`pg_terminate_backend` on every pooled connection, again and again: nothing is lost, nothing doubled."""
+    session = store.session(new_id())
+    appends = [asyncio.ensure_future(session.add_items([user(str(number))])) for number in range(60)]
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'agents_pg_session'"
+    for _ in range(5):
+        await asyncio.sleep(0.02)
+        await observer.execute(kill)
+    await asyncio.gather(*appends)
+
+    assert sorted(map(str, await session.get_items())) == sorted(str(user(str(number))) for number in range(60))
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_any_default_isolation_level(
+    new_database: Callable[[], str], new_id: Callable[[], str], level: str
+) -> None:
+    """A database whose default is stricter makes concurrent verbs fail with 40001: they are retried."""
+    url = await asyncio.to_thread(new_database)
+    await asyncio.to_thread(migrate, ["-x", f"url={url}", "upgrade", "head"])
+    admin = await asyncpg.connect(url)
+    await admin.execute(f"ALTER DATABASE {make_url(url).database} SET default_transaction_isolation = '{level}'")
+    await admin.close()
+    async with SessionStore.open(url, retry_for=60) as store:
+        session = store.session(new_id())
+        await asyncio.gather(*(session.add_items([user(str(number))] * 2) for number in range(20)))
+        popped = await asyncio.gather(*(session.pop_item() for _ in range(5)))
+
+        items = await session.get_items()
+    assert len(items) == 35
+    assert len([each for each in popped if each]) == 5
+
+
+async def test_a_statement_the_server_cancels_is_tried_again(
+    store: SessionStore, new_id: Callable[[], str], observer: asyncpg.Connection, postgres_url: str
+) -> None:
+    """A `lock_timeout` or `statement_timeout` of the server's own is a reason to try again, not to fail."""
+    url = make_url(postgres_url).update_query_dict({"options": "-c lock_timeout=50ms"})
+    async with SessionStore.open(url) as hasty:
+        session = hasty.session(new_id())
+        await session.add_items([user("1")])
+        lock = observer.transaction()
+        await lock.start()
+        await observer.execute("SELECT FROM agents.sessions WHERE session_id = $1 FOR UPDATE", session.session_id)
+        appending = asyncio.ensure_future(session.add_items([user("2")]))
+        await asyncio.sleep(0.4)
+        await lock.commit()
+        await appending
+
+        assert await session.get_items() == [user("1"), user("2")]
+
+
+async def test_a_deadlock_is_tried_again(
+    store: SessionStore, new_id: Callable[[], str], observer: asyncpg.Connection
+) -> None:
+    """The server ends a deadlock by refusing one side; if it is ours, we come again."""
+    session = store.session(new_id())
+    await session.add_items([user("1")])
+    await observer.execute("SET deadlock_timeout = '10s'")  # the other side waits patiently, so ours is refused
+    deadlock = observer.transaction()
+    await deadlock.start()
+    await observer.execute("LOCK TABLE agents.items IN EXCLUSIVE MODE")
+    appending = asyncio.ensure_future(session.add_items([user("2")]))
+    await asyncio.sleep(0.2)  # ours holds the session's row now and waits for the table
+    await observer.execute("SELECT FROM agents.sessions WHERE session_id = $1 FOR UPDATE", session.session_id)
+    await deadlock.commit()
+    await appending
+
+    assert await session.get_items() == [user("1"), user("2")]
+
+
+async def test_a_read_only_server_never_swallows_a_write(postgres_url: str, new_id: Callable[[], str]) -> None:
+    """On a standby, or a primary just demoted, an append fails loudly when the budget is spent."""
+    url = make_url(postgres_url).update_query_dict({"options": "-c default_transaction_read_only=on"})
+    async with SessionStore.open(url, retry_for=0.5) as store:
+        with pytest.raises(StorageUnavailable, match="25006"):
+            await store.session(new_id()).add_items([user("1")])
+
+
+async def test_a_wrong_login_fails_at_once(postgres_url: str, new_id: Callable[[], str]) -> None:
+    """An unknown role or database is not waited for, and the message holds no password."""
+    for wrong in (
+        make_url(postgres_url).set(username="nobody_here", password="hunter2"),
+        make_url(postgres_url).set(database="no_such_database", password="hunter2"),
+    ):
+        async with SessionStore.open(wrong, retry_for=60) as store:
+            with pytest.raises(StorageUnavailable, match="check the database URL") as failure:
+                async with asyncio.timeout(10):
+                    await store.session(new_id()).get_items()
+        assert "hunter2" not in str(failure.value)
+
+
+async def test_a_refusal_names_the_reason_and_never_the_row(
+    new_database: Callable[[], str], new_id: Callable[[], str]
+) -> None:
+    """A constraint somebody added: our error says which, without quoting what was to be stored."""
+    url = await asyncio.to_thread(new_database)
+    await asyncio.to_thread(migrate, ["-x", f"url={url}", "upgrade", "head"])
+    admin = await asyncpg.connect(url)
+    await admin.execute("ALTER TABLE agents.items ADD CONSTRAINT no_x CHECK (type <> 'x')")
+    await admin.close()
+    async with SessionStore.open(url) as store:
+        session = store.session(new_id())
+        with pytest.raises(SessionError, match=r'refused.*23514.*"no_x"') as failure:
+            await session.add_items([user("1"), item(type="x", secret="hunter2")])
+
+        assert failure.value.sqlstate == "23514"
+        assert await session.get_items() == []
+    told = []
+    error: BaseException | None = failure.value
+    while error is not None:
+        told.append(str(error))
+        error = error.__cause__
+    assert "hunter2" not in " ".join(told)
+
+
+async def test_more_callers_than_connections(postgres_url: str, new_id: Callable[[], str]) -> None:
+    """300 callers on a pool of 3 all get their turn."""
+    async with SessionStore.open(postgres_url, engine_kwargs={"pool_size": 3}) as store:
+        sessions = [store.session(new_id()) for _ in range(300)]
+        await asyncio.gather(*(session.add_items([user("hi")]) for session in sessions))
+
+        assert [await session.get_items() for session in sessions] == [[user("hi")]] * 300

@@ -1,0 +1,93 @@
+"""The laws of the house that a machine can check."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import agents_pg_session
+from agents_pg_session import errors
+from agents_pg_session.statements import postgres
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_floors() -> None:
+    """Each file imports only from lower floors; pyproject.toml holds the list, and every file is on it."""
+    script = Path(sys.executable).with_name("lint-imports")
+    result = subprocess.run([script, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stdout
+
+
+def test_everything_public_is_at_the_root() -> None:
+    """One door: what the root lists is what it has, in order, and nothing else."""
+    assert agents_pg_session.__all__ == [
+        "InvalidItem",
+        "PGSession",
+        "SchemaOutdated",
+        "SessionClosed",
+        "SessionConflict",
+        "SessionError",
+        "SessionNotFound",
+        "SessionStore",
+        "SnapshotNotFound",
+        "StorageUnavailable",
+        "StoreCheck",
+    ]
+    assert all(hasattr(agents_pg_session, name) for name in agents_pg_session.__all__)
+
+
+def test_every_error_is_a_session_error() -> None:
+    """`except SessionError` catches all of them."""
+    for name in errors.__all__:
+        assert issubclass(getattr(errors, name), errors.SessionError)
+
+
+def test_importing_does_nothing() -> None:
+    """No environment variable is read, no driver is loaded and nothing is logged at import."""
+    code = (
+        "import sys; before = set(sys.modules); import agents_pg_session;"
+        "print([name for name in ('asyncpg', 'psycopg', 'aiosqlite') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+    assert (result.stdout.strip(), result.stderr) == ("[]", "")
+
+
+def test_every_part_of_a_statement_names_the_key() -> None:
+    """One session, one shard: each table a statement touches is reached through tenant and session."""
+    templates = {
+        name: value for name, value in vars(postgres).items() if isinstance(value, str) and "{schema}" in value
+    }
+    assert {"APPEND", "LATEST", "EVERYTHING", "POP", "CLEAR", "LOCK", "FENCE", "APPENDED", "HAPPENED"} <= set(templates)
+    for name, sql in templates.items():
+        touched = len(re.findall(r"(?:FROM|UPDATE|INTO) \{schema\}", sql))
+        keyed = len(re.findall(r"tenant_id = :tenant_id AND (?:\w\.)?session_id = :session_id", sql))
+        inserted = len(re.findall(r"(?:VALUES \(|SELECT) *\n? *:tenant_id, :session_id", sql))
+        assert keyed + inserted >= touched, name
+
+
+def test_no_function_in_do_update() -> None:
+    """`DO UPDATE SET` calls no function that could change its mind: a distributed table would refuse it."""
+    for sql in (postgres.APPEND, postgres.FENCE):
+        assert "now()" not in sql.partition("DO UPDATE SET")[2].partition("RETURNING")[0]
+
+
+def test_lower_bounds_are_what_the_floors_install() -> None:
+    """The suite runs against exactly the versions pyproject.toml calls its lower bounds."""
+    project = PROJECT["project"]
+    bounds = {*project["dependencies"], *project["optional-dependencies"]["psycopg"]}
+    lines = (ROOT / "requirements" / "floors.txt").read_text().splitlines()
+
+    assert {line.replace("==", ">=") for line in lines if not line.startswith("#")} == bounds
+
+
+def test_no_file_holds_a_registry_or_a_path_of_a_machine() -> None:
+    """What is committed works anywhere."""
+    for file in (ROOT / "requirements").glob("*.txt"):
+        assert not re.search(r"https?://|/home/|/root/|/work/", file.read_text()), file
