@@ -43,7 +43,7 @@ lock: $(VENV)/ready ## choose newer versions for requirements/dev.txt
 		--group demo --group test --group lint pyproject.toml --output-file requirements/dev.txt
 
 build: $(VENV)/ready ## wheel and source distribution into dist/
-	$(BIN)/python -m build
+	$(BIN)/python -m hatchling build
 
 clean: ## remove what make has made
 	rm -rf $(VENV) $(FLOORS) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -21,7 +21,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from agents_pg_session.errors import SchemaOutdated, SessionClosed, SessionError, StorageUnavailable
 from agents_pg_session.failures import Verdict, cause_to_show, describe, judge, sqlstate_of
 from agents_pg_session.pools import Engines
-from agents_pg_session.schema import UPGRADE_COMMAND, create
+from agents_pg_session.schema import UPGRADE_COMMAND, checked_schema, create
 from agents_pg_session.statements import Command, Key, Statements, Step, Write
 from agents_pg_session.statements.postgres import PostgresStatements
 from agents_pg_session.statements.sqlite import SQLiteStatements
@@ -92,7 +92,7 @@ class Database:
     ) -> None:
         self._engines = engines
         self._on_postgres = engines.dialect == "postgresql"
-        self._schema = _checked_schema(schema) if self._on_postgres else None
+        self._schema = checked_schema(schema) if self._on_postgres else None
         self.sql: Statements = PostgresStatements(schema) if self._on_postgres else SQLiteStatements()
         self._create_tables = create_tables
         self._closed = False
@@ -307,7 +307,7 @@ class Database:
         """Where the database is, without user or password."""
         url = self._engines.current().url
         hosts = url.query.get("host") or (f"{url.host}:{url.port or 5432}" if url.host else "")
-        place = ", ".join((hosts,) if isinstance(hosts, str) else hosts)
+        place = hosts if isinstance(hosts, str) else ", ".join(hosts)
         return f"{url.get_backend_name()} {place}{'/' if place else ''}{url.database or ''}".strip()
 
 
@@ -365,12 +365,6 @@ def _subject(command: Command) -> str:
 
 def _session_name(key: Key) -> str:
     return f"session {key.session_id!r}" + (f" of tenant {key.tenant_id!r}" if key.tenant_id else "")
-
-
-def _checked_schema(schema: str) -> str:
-    if not isinstance(schema, str) or not schema or "\0" in schema or len(schema.encode(errors="replace")) > 63:
-        raise ValueError("schema must be a name of 1 to 63 bytes without NUL: PostgreSQL would cut it or refuse it")
-    return schema
 
 
 def _positive(name: str, seconds: float) -> float:

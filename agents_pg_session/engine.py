@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from agents_pg_session.urls import engine_url
+from agents_pg_session.urls import WITHOUT_PREPARED_STATEMENTS, engine_url
 
 __all__ = ["create_engine", "memory_keeper", "named_memory_url"]
 
@@ -35,7 +35,7 @@ POOL: Mapping[str, Any] = {
     "pool_recycle": 1800,
 }
 
-#: Seconds to wait for a server to accept a connection, per host.
+#: Seconds to wait for a server to accept a connection, for each host of the URL.
 CONNECT_TIMEOUT = 5.0
 
 #: Milliseconds one SQLite writer waits for another.
@@ -53,7 +53,8 @@ def create_engine(
     parsed, url_arguments = engine_url(url)
     overrides = dict(engine_kwargs or {})
     is_sqlite = parsed.get_backend_name() == "sqlite"
-    connect_args = {} if is_sqlite else _postgres_arguments(parsed.drivername, pgbouncer)
+    connect_args = {} if is_sqlite else _postgres_arguments(parsed.drivername)
+    connect_args |= WITHOUT_PREPARED_STATEMENTS[parsed.drivername] if pgbouncer and not is_sqlite else {}
     connect_args = _merged(_merged(connect_args, url_arguments), overrides.pop("connect_args", {}))
 
     pool_class = overrides.get("poolclass")
@@ -69,14 +70,17 @@ def create_engine(
     return engine
 
 
-def _postgres_arguments(drivername: str, pgbouncer: bool) -> dict[str, Any]:
+def _postgres_arguments(drivername: str) -> dict[str, Any]:
     """What we ask of a driver. Nothing here is refused by PgBouncer at connect (it passes application_name)."""
     if drivername == "postgresql+psycopg":
-        arguments: dict[str, Any] = {"application_name": APPLICATION_NAME, "connect_timeout": int(CONNECT_TIMEOUT)}
-        return arguments | ({"prepare_threshold": None} if pgbouncer else {})
-    arguments = {"timeout": CONNECT_TIMEOUT, "server_settings": {"application_name": APPLICATION_NAME}}
-    # Both caches: SQLAlchemy's own and the one inside asyncpg.
-    return arguments | ({"statement_cache_size": 0, "prepared_statement_cache_size": 0} if pgbouncer else {})
+        return {"application_name": APPLICATION_NAME, "connect_timeout": int(CONNECT_TIMEOUT)}
+    from agents_pg_session.hosts import connect_in_turn  # here: it loads the driver, which others do not need
+
+    return {
+        "timeout": CONNECT_TIMEOUT,
+        "server_settings": {"application_name": APPLICATION_NAME},
+        "async_creator_fn": connect_in_turn,
+    }
 
 
 def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

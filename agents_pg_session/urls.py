@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlencode
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-__all__ = ["DRIVERS", "engine_url"]
+__all__ = ["DRIVERS", "WITHOUT_PREPARED_STATEMENTS", "engine_url"]
 
 _Number = TypeVar("_Number", int, float)
 
@@ -28,6 +28,13 @@ DRIVERS = {
     "postgresql+psycopg_async": "postgresql+psycopg",
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
+}
+
+#: What a pooler in transaction mode wants of each driver; `?pgbouncer=true` in a URL asks for it too. asyncpg: both
+#: SQLAlchemy's cache and the one inside the driver.
+WITHOUT_PREPARED_STATEMENTS: Mapping[str, Mapping[str, Any]] = {
+    "postgresql+asyncpg": {"statement_cache_size": 0, "prepared_statement_cache_size": 0},
+    "postgresql+psycopg": {"prepare_threshold": None},
 }
 
 _WRITE = "write postgresql+asyncpg://, postgresql+psycopg:// or sqlite+aiosqlite://"
@@ -176,7 +183,9 @@ def _for_psycopg(url: URL) -> tuple[URL, dict[str, Any]]:
         arguments[name] = _values(url.query[name])[-1]
     if "connect_timeout" in arguments:
         _number("connect_timeout", arguments["connect_timeout"], float)
-    return url.difference_update_query(arguments), arguments
+    if _is_true(_values(url.query.get("pgbouncer", "false"))[-1]):
+        arguments |= WITHOUT_PREPARED_STATEMENTS[url.drivername]
+    return url.difference_update_query(["pgbouncer", *arguments]), arguments
 
 
 def _for_asyncpg(url: URL) -> tuple[URL, dict[str, Any]]:
@@ -200,6 +209,8 @@ def _for_asyncpg(url: URL) -> tuple[URL, dict[str, Any]]:
         elif name == "connect_timeout":
             # libpq: zero, negative or missing means to wait without end.
             arguments["timeout"] = seconds if (seconds := _number(name, last, float)) > 0 else None
+        elif name == "pgbouncer":
+            arguments |= WITHOUT_PREPARED_STATEMENTS[url.drivername] if _is_true(last) else {}
         elif name == "channel_binding":
             _refuse_channel_binding(last)
         elif name in _ONLY_IN_DSN:
@@ -224,6 +235,10 @@ def _number(name: str, value: str, kind: type[_Number]) -> _Number:
         return kind(value)
     except ValueError:
         raise ValueError(f"{name} in the database URL must be a number") from None
+
+
+def _is_true(value: str) -> bool:
+    return value.lower() in ("true", "1", "yes", "on")
 
 
 def _refuse_channel_binding(value: str) -> None:

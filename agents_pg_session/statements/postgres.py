@@ -155,11 +155,13 @@ SELECT EXISTS (SELECT FROM fresh) AS fresh, (SELECT CAST(payload AS text) FROM e
 """
 )
 
-# Wait for the session's other writers. The statement after it in the same transaction sees all they did.
+# Wait for the session's other writers. The statement after it in the same transaction sees all they did. Should our
+# connection vanish between the two, the server lets go of the lock by itself instead of waiting for TCP to notice.
 LOCK = """
-SELECT FROM {schema}sessions
- WHERE tenant_id = :tenant_id AND session_id = :session_id
-   FOR UPDATE
+SELECT set_config('idle_in_transaction_session_timeout', '5s', true)
+  FROM (SELECT FROM {schema}sessions
+         WHERE tenant_id = :tenant_id AND session_id = :session_id
+           FOR UPDATE) AS locked
 """
 
 # Wait until the try with this id is over, and leave its id so that it can never take effect later. The row is created

@@ -89,7 +89,7 @@ async def test_a_silent_host_is_given_up_in_time(driver: str, silent: int) -> No
 @pytest.mark.parametrize(
     "driver",
     [
-        pytest.param("asyncpg", marks=pytest.mark.xfail(reason="asyncpg's timeout is one for all hosts together")),
+        "asyncpg",
         "psycopg",
     ],
 )

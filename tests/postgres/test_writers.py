@@ -6,10 +6,14 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import asyncpg
+from sqlalchemy import text
 
 from agents_pg_session import PGSession, SessionStore
+from agents_pg_session.statements import Key
+from agents_pg_session.statements.postgres import PostgresStatements
 from tests.items import user
 
 T = TypeVar("T")
@@ -109,6 +113,24 @@ async def test_a_clear_that_waited_clears_all_before_it(
         await (await parked(observer, postgres_url, name, session.clear_session, other.session(name)))
 
         assert await session.get_items() == []
+
+
+async def test_a_vanished_client_does_not_keep_the_lock(
+    postgres_url: str, new_id: Callable[[], str], observer: asyncpg.Connection
+) -> None:
+    """A pop that takes the lock first tells the server to end it, should its second statement never come."""
+    async with SessionStore.open(postgres_url) as store:
+        session = store.session(new_id())
+        await session.add_items([user("1")])
+        write = PostgresStatements("agents").pop(Key("", session.session_id), patient=True)
+        lock = write.attempt(str(uuid4())).steps[0]
+        async with store.engine.connect() as connection:
+            await connection.execution_options(isolation_level="READ COMMITTED")
+            await connection.execute(lock.clause, lock.values)
+            timeout = (await connection.execute(text("SHOW idle_in_transaction_session_timeout"))).scalar_one()
+
+    assert timeout == "5s"
+    assert await observer.fetchval("SHOW idle_in_transaction_session_timeout") == "0"
 
 
 async def parked(

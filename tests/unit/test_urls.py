@@ -11,7 +11,7 @@ from sqlalchemy import event, make_url
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from agents_pg_session.engine import create_engine
-from agents_pg_session.urls import DRIVERS, engine_url
+from agents_pg_session.urls import DRIVERS, WITHOUT_PREPARED_STATEMENTS, engine_url
 
 SECRET = "5ecret"
 
@@ -239,3 +239,14 @@ def test_connect_arguments_are_merged() -> None:
 
     assert seen["server_settings"] == {"application_name": "web", "jit": "off"}
     assert (seen["timeout"], seen["command_timeout"]) == (1, 4.0)
+
+
+@pytest.mark.parametrize("word", ["true", "1", "True"])
+def test_a_pooler_named_in_the_url(word: str) -> None:
+    """`?pgbouncer=true`, as hosting companies print it, is the same switch as `pgbouncer=True`."""
+    for driver, expected in WITHOUT_PREPARED_STATEMENTS.items():
+        url, arguments = engine_url(f"{driver}://u:p@h/db?pgbouncer={word}")
+
+        assert {**arguments, **expected} == arguments
+        assert "pgbouncer" not in url.query
+        assert not {*expected} & {*engine_url(f"{driver}://u:p@h/db?pgbouncer=false")[1]}
