@@ -5,6 +5,7 @@ VENV := .venv
 FLOORS := .venv-floors
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --no-header --no-annotate
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format suite test-floors lock build clean
@@ -37,10 +38,10 @@ suite: $(VENV)/ready ## the suite on the newest dependencies (PYTEST_ARGS='-k na
 test-floors: $(FLOORS)/ready ## the suite on the oldest dependencies we accept, SQLAlchemy 2.0 among them
 	$(FLOORS)/bin/python -m pytest --ignore=tests/migrations/test_wheel.py $(PYTEST_ARGS)
 
-lock: $(VENV)/ready ## choose newer versions for requirements/dev.txt
+lock: $(VENV)/ready ## choose versions anew: the newest for requirements/dev.txt, the oldest for floors.txt
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
-		--group demo --group test --group lint pyproject.toml --output-file requirements/dev.txt
+	$(COMPILE) --upgrade --group demo --group test --group lint --output-file requirements/dev.txt
+	$(COMPILE) --upgrade --group demo --group test --extra psycopg --resolution lowest-direct --output-file requirements/floors.txt
 
 build: $(VENV)/ready ## wheel and source distribution into dist/
 	$(BIN)/python -m hatchling build
@@ -51,11 +52,8 @@ clean: ## remove what make has made
 $(VENV)/ready: pyproject.toml requirements/dev.txt
 	$(call environment,$(VENV),requirements/dev.txt)
 
-$(FLOORS)/ready: pyproject.toml requirements/dev.txt requirements/floors.txt
-	@grep -vE '^(aiosqlite|alembic|asyncpg|openai-agents|psycopg|psycopg-binary|sqlalchemy|tenacity|openai|mcp|mcp-types)==' \
-		requirements/dev.txt > requirements/.rest.txt
-	$(call environment,$(FLOORS),requirements/floors.txt -r requirements/.rest.txt)
-	@rm requirements/.rest.txt
+$(FLOORS)/ready: pyproject.toml requirements/floors.txt
+	$(call environment,$(FLOORS),requirements/floors.txt)
 
 define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try PYTHON=python3.13 make …")'

@@ -22,9 +22,10 @@ from agents_pg_session.errors import SchemaOutdated, SessionClosed, SessionError
 from agents_pg_session.failures import Verdict, cause_to_show, describe, judge, sqlstate_of
 from agents_pg_session.pools import Engines
 from agents_pg_session.schema import UPGRADE_COMMAND, checked_schema, create
-from agents_pg_session.statements import Command, Key, Statements, Step, Write
+from agents_pg_session.statements import Command, Statements, Step, Subject, Write
 from agents_pg_session.statements.postgres import PostgresStatements
 from agents_pg_session.statements.sqlite import SQLiteStatements
+from agents_pg_session.wire import hang_up
 
 __all__ = ["COMMAND_TIMEOUT", "RETRY_FOR", "Database"]
 
@@ -132,7 +133,7 @@ class Database:
         async def attempt() -> Rows:
             return await self._attempt(command, budget)
 
-        return await self._persist(attempt, budget, command)
+        return await self._persist(attempt, budget, command.subject)
 
     async def write(self, write: Write) -> Rows:
         """Run a mutation so that it takes effect exactly once, and return its rows.
@@ -151,7 +152,7 @@ class Database:
 
     async def transaction(self, verb: str, work: Callable[[Connection], _T]) -> _T:
         """Run *work* on a connection inside one transaction: for schema work, which may be repeated from its start."""
-        command = Command(verb, (), writes=True)
+        command = Command(Subject(verb, writes=True), ())
         budget = _Budget(self._retry_for)
 
         async def step(connection: AsyncConnection) -> _T:
@@ -160,7 +161,7 @@ class Database:
         async def attempt() -> _T:
             return await self._on_connection(command, budget, step)
 
-        return await _settled(self._persist(attempt, budget, command), budget)
+        return await _settled(self._persist(attempt, budget, command.subject), budget)
 
     async def _ensure_tables(self) -> None:
         if self._create_tables and self._schema not in self._engines.created:
@@ -184,10 +185,10 @@ class Database:
             try:
                 return await self._attempt(write.attempt(operation_id), budget)
             except _Passing as failure:
-                doubtful = operation_id if failure.in_doubt else None
+                doubtful = operation_id if failure.in_doubt and write.fence is not None else None
                 raise
 
-        return await self._persist(attempt, budget, write.attempt(""))
+        return await self._persist(attempt, budget, write.subject)
 
     async def _recover(self, write: Write, operation_id: str, budget: _Budget) -> Rows:
         """Return the rows of a try whose answer was lost, if it took effect; afterwards it never can."""
@@ -196,7 +197,7 @@ class Database:
         await self._attempt(write.fence(operation_id), budget)
         return await self._attempt(write.outcome(operation_id), budget)
 
-    async def _persist(self, attempt: Callable[[], Awaitable[_T]], budget: _Budget, command: Command) -> _T:
+    async def _persist(self, attempt: Callable[[], Awaitable[_T]], budget: _Budget, subject: Subject) -> _T:
         """Make one attempt, then more with growing pauses as long as the failure may pass and the budget lasts."""
         try:
             return await attempt()
@@ -208,14 +209,14 @@ class Database:
                 wait=wait_random_exponential(multiplier=0.05, max=2.0),
                 stop=lambda _state: budget.spent,
                 sleep=budget.sleep,
-                before_sleep=lambda state: _log_retry(command, state),
+                before_sleep=lambda state: _log_retry(subject, state),
                 reraise=True,
             )
             try:
                 return await retrying(attempt)
             except _Passing as failure:
                 last = failure
-        raise self._unavailable(command, first, last) from cause_to_show(last.error)
+        raise self._unavailable(subject, first, last) from cause_to_show(last.error)
 
     async def _attempt(self, command: Command, budget: _Budget) -> Rows:
         return await self._on_connection(command, budget, lambda connection: _run(connection, command.steps))
@@ -226,6 +227,7 @@ class Database:
         """Take a connection, do the work on it and give it back; a connection in an unknown state is thrown away."""
         sent = False
         connection: AsyncConnection | None = None
+        limit = _TimeLimit()
         self.require_open()
         engine = self._engines.current()
         async with self._engines.turnstile() or nullcontext():
@@ -235,14 +237,22 @@ class Database:
                     if (isolation := self._isolation(command)) is not None:
                         await connection.execution_options(isolation_level=isolation)
                 sent = True
-                async with self._time_limit(budget), self._transaction_on(connection, command):
+                if self._on_postgres:
+                    limit.start(connection, budget.until(self._command_timeout))
+                async with self._transaction_on(connection, command):
                     return await work(connection)
-            except Exception as error:
+            except Exception as failure:
+                error = TimeoutError("no answer in time") if limit.reached else failure
                 verdict = judge(error, sent=sent)
                 if connection is not None and (verdict is Verdict.DOUBT or sqlstate_of(error) == READ_ONLY):
                     await connection.invalidate()
-                raise self._failure(command, error, verdict) from cause_to_show(error)
+                if _is_cancelled():
+                    raise asyncio.CancelledError from failure  # the driver told its own story on the way out
+                if verdict is Verdict.FOREIGN:
+                    raise
+                raise self._failure(command.subject, error, verdict) from cause_to_show(error)
             finally:
+                limit.stop()
                 if connection is not None:
                     await asyncio.shield(connection.close())
 
@@ -255,24 +265,17 @@ class Database:
             return "READ COMMITTED"
         return None if self._engines.owned else "AUTOCOMMIT"
 
-    def _time_limit(self, budget: _Budget) -> AbstractAsyncContextManager[Any]:
-        """SQLite waits for its lock at most the busy timeout, and cannot be stopped in the middle of a commit."""
-        return asyncio.timeout_at(budget.until(self._command_timeout)) if self._on_postgres else nullcontext()
-
     def _transaction_on(self, connection: AsyncConnection, command: Command) -> AbstractAsyncContextManager[Any]:
-        if len(command.steps) == 1 and not command.writes:
+        if len(command.steps) == 1 and not command.subject.writes:
             return nullcontext()
         if self._on_postgres:
             return nullcontext() if len(command.steps) == 1 else connection.begin()
         return _SQLiteTransaction(connection)
 
-    def _failure(self, command: Command, error: Exception, verdict: Verdict) -> Exception:
-        what = _subject(command)
+    def _failure(self, what: Subject, error: Exception, verdict: Verdict) -> Exception:
         match verdict:
             case Verdict.RETRY | Verdict.DOUBT:
                 return _Passing(error, in_doubt=verdict is Verdict.DOUBT)
-            case _ if isinstance(error, SessionError):
-                return error
             case Verdict.OUTDATED:
                 return SchemaOutdated(
                     f"{what}: {describe(error)}; run `{UPGRADE_COMMAND}`", sqlstate=sqlstate_of(error)
@@ -289,9 +292,9 @@ class Database:
             case _:
                 return SessionError(f"{what}: the database refused: {describe(error)}", sqlstate=sqlstate_of(error))
 
-    def _unavailable(self, command: Command, first: _Passing, last: _Passing) -> StorageUnavailable:
+    def _unavailable(self, what: Subject, first: _Passing, last: _Passing) -> StorageUnavailable:
         known = ""
-        if command.writes:
+        if what.writes:
             known = (
                 "; the answer was lost, so it has taken effect once, whole, or not at all"
                 if last.in_doubt
@@ -299,7 +302,7 @@ class Database:
             )
         why = f"{last}" if str(first) == str(last) else f"first {first}, at last {last}"
         return StorageUnavailable(
-            f"{_subject(command)}: {self._place()} was unavailable for {self._retry_for:g} s ({why}){known}",
+            f"{what}: {self._place()} was unavailable for {self._retry_for:g} s ({why}){known}",
             sqlstate=sqlstate_of(last.error) or sqlstate_of(first.error),
         )
 
@@ -309,6 +312,29 @@ class Database:
         hosts = url.query.get("host") or (f"{url.host}:{url.port or 5432}" if url.host else "")
         place = hosts if isinstance(hosts, str) else ", ".join(hosts)
         return f"{url.get_backend_name()} {place}{'/' if place else ''}{url.database or ''}".strip()
+
+
+class _TimeLimit:
+    """Hangs up a connection whose answer does not come in time, so that whoever waits for it gets an error at once.
+
+    Cancelling the statement instead would politely ask a server that is not there, and wait for its consent. SQLite
+    needs no limit: it waits for its lock at most the busy timeout, and cannot be stopped in the middle of a commit.
+    """
+
+    reached = False
+    _alarm: asyncio.TimerHandle | None = None
+
+    def start(self, connection: AsyncConnection, deadline: float) -> None:
+        self._alarm = asyncio.get_running_loop().call_at(deadline, self._hang_up, connection)
+
+    def stop(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _hang_up(self, connection: AsyncConnection) -> None:
+        self.reached = True
+        assert connection.sync_connection is not None
+        hang_up(connection.sync_connection.connection.driver_connection)
 
 
 class _SQLiteTransaction:
@@ -334,6 +360,11 @@ async def _run(connection: AsyncConnection, steps: tuple[Step, ...]) -> Rows:
     return rows
 
 
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def _settled(work: Awaitable[_T], budget: _Budget) -> _T:
     """Wait for *work* to its end, whatever happens to the caller, then let the caller's cancellation go on."""
     task = asyncio.ensure_future(work)
@@ -351,20 +382,10 @@ async def _settled(work: Awaitable[_T], budget: _Budget) -> _T:
     return task.result()
 
 
-def _log_retry(command: Command, state: RetryCallState) -> None:
+def _log_retry(what: Subject, state: RetryCallState) -> None:
     assert state.outcome is not None
     assert state.next_action is not None
-    logger.warning(
-        "%s: %s; trying again in %.2f s", _subject(command), state.outcome.exception(), state.next_action.sleep
-    )
-
-
-def _subject(command: Command) -> str:
-    return command.verb if command.key is None else f"{command.verb} on {_session_name(command.key)}"
-
-
-def _session_name(key: Key) -> str:
-    return f"session {key.session_id!r}" + (f" of tenant {key.tenant_id!r}" if key.tenant_id else "")
+    logger.warning("%s: %s; trying again in %.2f s", what, state.outcome.exception(), state.next_action.sleep)
 
 
 def _positive(name: str, seconds: float) -> float:

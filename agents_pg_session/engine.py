@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from agents_pg_session.urls import WITHOUT_PREPARED_STATEMENTS, engine_url
+from agents_pg_session.wire import connect_in_turn
 
 __all__ = ["create_engine", "memory_keeper", "named_memory_url"]
 
@@ -74,8 +75,6 @@ def _postgres_arguments(drivername: str) -> dict[str, Any]:
     """What we ask of a driver. Nothing here is refused by PgBouncer at connect (it passes application_name)."""
     if drivername == "postgresql+psycopg":
         return {"application_name": APPLICATION_NAME, "connect_timeout": int(CONNECT_TIMEOUT)}
-    from agents_pg_session.hosts import connect_in_turn  # here: it loads the driver, which others do not need
-
     return {
         "timeout": CONNECT_TIMEOUT,
         "server_settings": {"application_name": APPLICATION_NAME},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ssl
 from enum import Enum, auto
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 __all__ = ["Verdict", "cause_to_show", "describe", "driver_error", "judge", "sqlstate_of"]
@@ -26,6 +26,7 @@ class Verdict(Enum):
     CONFIGURATION = auto()  #: no connection can ever be made this way: a wrong password, an unknown database
     UNPREPARED = auto()  #: a pooler mixed up the prepared statements of several clients
     WRONG_LOOP = auto()  #: the pool belongs to another event loop
+    FOREIGN = auto()  #: not the database's doing: it goes on as it is
 
 
 _BY_SQLSTATE = {
@@ -80,7 +81,7 @@ def _judge(error: BaseException) -> Verdict:
         return Verdict.REFUSED
     if isinstance(error, DBAPIError | OSError | TimeoutError | EOFError) or _is_of_driver(cause):
         return Verdict.DOUBT
-    return Verdict.REFUSED
+    return Verdict.REFUSED if isinstance(error, SQLAlchemyError) else Verdict.FOREIGN
 
 
 def _is_configuration(cause: BaseException) -> bool:

@@ -15,7 +15,7 @@ from sqlalchemy import TextClause, text
 
 from agents_pg_session.projection import Batch
 
-__all__ = ["Command", "Key", "Labels", "Statements", "Step", "Write", "clause", "quoted_prefix", "steps"]
+__all__ = ["Command", "Key", "Labels", "Statements", "Step", "Subject", "Write", "clause", "quoted_prefix", "steps"]
 
 Values = Mapping[str, Any]
 
@@ -47,14 +47,26 @@ class Step:
     values: Values | list[Values]
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """What one verb asks: its steps (the rows of the last one are the answer) and its name for logs and errors."""
+class Subject(NamedTuple):
+    """What a command is about: for logs and errors, and to know whether it changes anything."""
 
     verb: str
-    steps: tuple[Step, ...]
     key: Key | None = None
     writes: bool = False
+
+    def __str__(self) -> str:
+        if self.key is None:
+            return self.verb
+        tenant = f" of tenant {self.key.tenant_id!r}" if self.key.tenant_id else ""
+        return f"{self.verb} on session {self.key.session_id!r}{tenant}"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What one verb asks: its steps, of which the last one's rows are the answer."""
+
+    subject: Subject
+    steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,7 @@ class Write:
     not. Without a fence (SQLite) a try is never in doubt.
     """
 
+    subject: Subject
     attempt: Callable[[str], Command]
     fence: Callable[[str], Command] | None = None
     outcome: Callable[[str], Command] | None = None

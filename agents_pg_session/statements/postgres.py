@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import TextClause
 
 from agents_pg_session.projection import Batch
-from agents_pg_session.statements import Command, Key, Labels, Step, Write, clause, quoted_prefix, steps
+from agents_pg_session.statements import Command, Key, Labels, Step, Subject, Write, clause, quoted_prefix, steps
 
 __all__ = ["PostgresStatements"]
 
@@ -223,7 +223,8 @@ class PostgresStatements:
 
     def latest(self, key: Key, limit: int | None) -> Command:
         values = key._asdict() if limit is None else {**key._asdict(), "limit": limit}
-        return Command("latest", steps(self._sql(EVERYTHING if limit is None else LATEST), values=values), key)
+        sql = self._sql(EVERYTHING if limit is None else LATEST)
+        return Command(Subject("latest", key), steps(sql, values=values))
 
     def pop(self, key: Key, *, patient: bool = False) -> Write:
         return self._write("pop", key, self._patiently(POP, patient), key._asdict(), outcome=HAPPENED)
@@ -232,7 +233,7 @@ class PostgresStatements:
         return self._write("clear", key, self._patiently(CLEAR, patient), key._asdict(), outcome=HAPPENED)
 
     def ping(self) -> Command:
-        return Command("check", steps(self._sql(PING), values={}))
+        return Command(Subject("check"), steps(self._sql(PING), values={}))
 
     def _patiently(self, sql: str, patient: bool) -> tuple[TextClause, ...]:
         return (self._sql(LOCK), self._sql(sql)) if patient else (self._sql(sql),)
@@ -240,18 +241,20 @@ class PostgresStatements:
     def _write(
         self, verb: str, key: Key, clauses: tuple[TextClause, ...], values: dict[str, Any], *, outcome: str
     ) -> Write:
+        subject = Subject(verb, key, writes=True)
+
         def attempt(operation_id: str) -> Command:
-            return Command(verb, steps(*clauses, values={**values, "operation_id": operation_id}), key, writes=True)
+            return Command(subject, steps(*clauses, values={**values, "operation_id": operation_id}))
 
         def fence(operation_id: str) -> Command:
             bound = {**key._asdict(), "operation_id": operation_id, "fence_length": FENCE_LENGTH}
-            return Command(verb, (Step(self._sql(FENCE), bound),), key, writes=True)
+            return Command(subject, (Step(self._sql(FENCE), bound),))
 
         def ask(operation_id: str) -> Command:
             bound = {**key._asdict(), "operation_id": operation_id}
-            return Command(verb, (Step(self._sql(outcome), bound),), key)
+            return Command(subject, (Step(self._sql(outcome), bound),))
 
-        return Write(attempt, fence, ask)
+        return Write(subject, attempt, fence, ask)
 
     def _sql(self, template: str) -> TextClause:
         return _in_schema(template, self._prefix)

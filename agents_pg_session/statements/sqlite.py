@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from agents_pg_session.projection import Batch
-from agents_pg_session.statements import Command, Key, Labels, Step, Write, clause, steps
+from agents_pg_session.statements import Command, Key, Labels, Step, Subject, Write, clause, steps
 
 __all__ = ["SQLiteStatements"]
 
@@ -146,23 +146,23 @@ class SQLiteStatements:
             for ordinality, row in enumerate(batch.rows, start=1)
         ]
 
+        subject = Subject("append", key, writes=True)
+
         def attempt(operation_id: str) -> Command:
             return Command(
-                "append",
+                subject,
                 (
                     Step(clause(APPEND_SESSION), values),
                     Step(clause(APPEND_ITEM), [{**row, "operation_id": operation_id} for row in rows]),
                     Step(clause(APPENDED), values),
                 ),
-                key,
-                writes=True,
             )
 
-        return Write(attempt)
+        return Write(subject, attempt)
 
     def latest(self, key: Key, limit: int | None) -> Command:
         values = {**key._asdict(), "limit": -1 if limit is None else limit}
-        return Command("latest", steps(clause(LATEST), values=values), key)
+        return Command(Subject("latest", key), steps(clause(LATEST), values=values))
 
     def pop(self, key: Key, *, patient: bool = False) -> Write:
         return self._write("pop", key, POP_EVENT, POP_SESSION, POP_ITEM, HAPPENED)
@@ -171,11 +171,13 @@ class SQLiteStatements:
         return self._write("clear", key, CLEAR_EVENT, CLEAR_SESSION, CLEAR_ITEMS, HAPPENED)
 
     def ping(self) -> Command:
-        return Command("check", steps(clause(PING), values={}))
+        return Command(Subject("check"), steps(clause(PING), values={}))
 
     def _write(self, verb: str, key: Key, *sql: str) -> Write:
+        subject = Subject(verb, key, writes=True)
+
         def attempt(operation_id: str) -> Command:
             values: dict[str, Any] = {**key._asdict(), "operation_id": operation_id}
-            return Command(verb, steps(*map(clause, sql), values=values), key, writes=True)
+            return Command(subject, steps(*map(clause, sql), values=values))
 
-        return Write(attempt)
+        return Write(subject, attempt)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import asyncpg
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 
 from agents_pg_session import PGSession, SessionStore, StorageUnavailable
 from agents_pg_session.projection import Item
@@ -19,9 +19,14 @@ FAULTS: list[Fault] = ["before", "sent", "answer"]
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
-async def store(request: pytest.FixtureRequest, proxied_url: str) -> AsyncIterator[SessionStore]:
+def url(request: pytest.FixtureRequest, proxied_url: str) -> URL:
+    """The test database behind the proxy, over both drivers."""
+    return make_url(proxied_url).set(drivername=f"postgresql+{request.param}")
+
+
+@pytest.fixture
+async def store(url: URL) -> AsyncIterator[SessionStore]:
     """A store behind the proxy, with one connection."""
-    url = make_url(proxied_url).set(drivername=f"postgresql+{request.param}")
     async with SessionStore.open(url, engine_kwargs={"pool_size": 1}) as store:
         yield store
         assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
@@ -117,10 +122,10 @@ async def test_a_committed_append_is_found_although_it_was_taken_out_since(
 
 @pytest.mark.parametrize("verb", ["append", "pop", "clear"])
 async def test_a_try_that_arrives_late_changes_nothing(
-    proxied_url: str, proxy: Proxy, new_id: Callable[[], str], verb: str
+    url: URL, proxy: Proxy, new_id: Callable[[], str], verb: str
 ) -> None:
     """A statement stuck in the network reaches the server after its verb succeeded another way: the fence stops it."""
-    async with SessionStore.open(proxied_url, command_timeout=0.3, engine_kwargs={"pool_size": 2}) as store:
+    async with SessionStore.open(url, command_timeout=0.3, engine_kwargs={"pool_size": 2}) as store:
         session = store.session(new_id())
         await session.add_items([user("1"), user("2"), user("3")])
         await session.pop_item()
@@ -144,11 +149,9 @@ async def test_a_try_that_arrives_late_changes_nothing(
         assert await session.get_items() == [*after, user("later")]
 
 
-async def test_all_connections_cut_at_once(
-    store: SessionStore, proxied_url: str, proxy: Proxy, new_id: Callable[[], str]
-) -> None:
+async def test_all_connections_cut_at_once(url: URL, proxy: Proxy, new_id: Callable[[], str]) -> None:
     """Every pooled connection dies while 40 appends are under way: 40 batches are there."""
-    async with SessionStore.open(proxied_url) as many:
+    async with SessionStore.open(url) as many:
         session = many.session(new_id())
         appends = [asyncio.ensure_future(session.add_items([user(str(n)), user(str(n))])) for n in range(40)]
         for _ in range(4):
@@ -163,10 +166,10 @@ async def test_all_connections_cut_at_once(
 
 
 async def test_beyond_the_budget_it_says_so(
-    proxied_url: str, proxy: Proxy, new_id: Callable[[], str], caplog: pytest.LogCaptureFixture
+    url: URL, proxy: Proxy, new_id: Callable[[], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The database stays away longer than `retry_for`: `StorageUnavailable`, and no item in any log line."""
-    async with SessionStore.open(proxied_url, retry_for=0.5) as store:
+    async with SessionStore.open(url, retry_for=0.5) as store:
         session = store.session(new_id())
         await session.add_items([user("1")])
         proxy.refusing = True
@@ -185,10 +188,10 @@ async def test_beyond_the_budget_it_says_so(
 
 
 async def test_a_cancelled_caller_does_not_wait_for_the_whole_budget(
-    proxied_url: str, proxy: Proxy, new_id: Callable[[], str]
+    url: URL, proxy: Proxy, new_id: Callable[[], str]
 ) -> None:
     """Cancelled while the database is away, an append ends its retrying at once instead of holding up the caller."""
-    async with SessionStore.open(proxied_url, retry_for=60) as store:
+    async with SessionStore.open(url, retry_for=60) as store:
         session = store.session(new_id())
         await session.add_items([user("1")])
         proxy.refusing = True
@@ -204,11 +207,9 @@ async def test_a_cancelled_caller_does_not_wait_for_the_whole_budget(
         assert await session.get_items() == [user("1")]
 
 
-async def test_a_frozen_server_is_given_up_within_the_budget(
-    proxied_url: str, proxy: Proxy, new_id: Callable[[], str]
-) -> None:
+async def test_a_frozen_server_is_given_up_within_the_budget(url: URL, proxy: Proxy, new_id: Callable[[], str]) -> None:
     """A connection that swallows everything does not hold the caller beyond the budget, nor a place in the pool."""
-    async with SessionStore.open(proxied_url, retry_for=1, command_timeout=5) as store:
+    async with SessionStore.open(url, retry_for=1, command_timeout=5) as store:
         session = store.session(new_id())
         await session.add_items([user("1")])
         proxy.fault = "stall"
@@ -216,6 +217,25 @@ async def test_a_frozen_server_is_given_up_within_the_budget(
             async with asyncio.timeout(10):
                 await session.get_items()
 
+        assert await session.get_items() == [user("1")]
+        assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+async def test_a_read_can_be_cancelled_while_the_server_is_frozen(
+    url: URL, proxy: Proxy, new_id: Callable[[], str]
+) -> None:
+    """A cancelled read waits for a server that is not there no longer than one try may take."""
+    async with SessionStore.open(url, retry_for=60, command_timeout=1) as store:
+        session = store.session(new_id())
+        await session.add_items([user("1")])
+        proxy.fault = "stall"
+        reading = asyncio.ensure_future(session.get_items())
+        await asyncio.sleep(0.1)
+        reading.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            async with asyncio.timeout(3):
+                await reading
         assert await session.get_items() == [user("1")]
         assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 

@@ -106,8 +106,8 @@ def test_sqlite_codes() -> None:
 
 
 def test_a_mistake_in_our_own_code_is_not_retried() -> None:
-    """An exception that is nobody's network is passed on at once."""
-    assert judge(KeyError("x"), sent=True) is Verdict.REFUSED
+    """An exception that is not the database's goes on as it is."""
+    assert judge(KeyError("x"), sent=True) is Verdict.FOREIGN
 
 
 def test_descriptions_hold_one_line_and_no_values() -> None:

@@ -82,9 +82,9 @@ def test_lower_bounds_are_what_the_floors_install() -> None:
     """The suite runs against exactly the versions pyproject.toml calls its lower bounds."""
     project = PROJECT["project"]
     bounds = {*project["dependencies"], *project["optional-dependencies"]["psycopg"]}
-    lines = (ROOT / "requirements" / "floors.txt").read_text().splitlines()
+    installed = {line.partition(" ")[0] for line in (ROOT / "requirements" / "floors.txt").read_text().splitlines()}
 
-    assert {line.replace("==", ">=") for line in lines if not line.startswith("#")} == bounds
+    assert {re.sub(r"\[\w+\]", "", bound).replace(">=", "==") for bound in bounds} <= installed
 
 
 def test_no_file_holds_a_registry_or_a_path_of_a_machine() -> None:

@@ -1,25 +1,13 @@
-"""Several hosts over asyncpg: each gets its own time to answer."""
+"""What the drivers do not do themselves: give each of several hosts its own time, and hang up at once."""
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
-import asyncpg
-
-__all__ = ["connect_in_turn"]
-
-#: A server that is starting, stopping or full, and one that is not of the kind the URL asks for.
-_ANOTHER_MAY_DO = (
-    OSError,
-    TimeoutError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.TargetServerAttributeNotMatched,
-)
+__all__ = ["connect_in_turn", "hang_up"]
 
 
 async def connect_in_turn(
@@ -35,7 +23,21 @@ async def connect_in_turn(
     a failover) would use up the time of the next one. libpq's `connect_timeout` is per host
     (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-CONNECT-TIMEOUT).
     """
+    import asyncpg  # here: who uses another driver does not load it
+
     connect: Any = asyncpg.connect
+    another_may_do = (
+        OSError,
+        TimeoutError,
+        # starting, stopping, or full
+        asyncpg.CannotConnectNowError,
+        asyncpg.AdminShutdownError,
+        asyncpg.CrashShutdownError,
+        asyncpg.TooManyConnectionsError,
+        asyncpg.PostgresConnectionError,
+        # not of the kind asked for
+        asyncpg.TargetServerAttributeNotMatched,
+    )
     if target_session_attrs is not None:
         arguments["target_session_attrs"] = target_session_attrs
     if not _several(host) or not isinstance(port, Sequence) or target_session_attrs == "prefer-standby":
@@ -45,7 +47,7 @@ async def connect_in_turn(
     for name, number in zip(host or (), port, strict=True):
         try:
             return await connect(host=name, port=number, **arguments)
-        except _ANOTHER_MAY_DO as error:
+        except another_may_do as error:
             failure = error
     assert failure is not None
     raise failure
@@ -53,3 +55,14 @@ async def connect_in_turn(
 
 def _several(host: str | Sequence[str] | None) -> bool:
     return host is not None and not isinstance(host, str) and len(host) > 1
+
+
+def hang_up(driver_connection: Any) -> None:
+    """End a connection at once, from a callback of its event loop: who waits for an answer on it gets an error now."""
+    if hasattr(driver_connection, "terminate"):  # asyncpg
+        driver_connection.terminate()
+        return
+    # psycopg waits for its socket to become readable, which the end of the stream makes it. The socket itself stays
+    # open until psycopg closes it: were its number free, somebody else's could take it under psycopg's feet.
+    with socket.socket(fileno=os.dup(driver_connection.fileno())) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
