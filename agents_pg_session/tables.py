@@ -54,7 +54,7 @@ _NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(referred_table_name)s",
+    "fk": "fk_%(table_name)s_sessions",
 }
 
 _BYTES = Text().with_variant(Text(collation="C"), "postgresql")
@@ -69,12 +69,9 @@ _TIME = DateTime(timezone=True)
 def metadata_for(schema: str | None) -> MetaData:
     """Return the six tables in *schema*; None is for SQLite, which has no schemas."""
     metadata = MetaData(schema=schema, naming_convention=_NAMING)
-    _sessions(metadata)
-    _items(metadata)
-    _tool_runs(metadata)
-    _runs(metadata)
-    _events(metadata)
-    _snapshots(metadata)
+    sessions = _sessions(metadata)
+    for table in (_items, _tool_runs, _runs, _events, _snapshots):
+        table(metadata, sessions)
     return metadata
 
 
@@ -86,10 +83,10 @@ def _primary_key(*more: str) -> PrimaryKeyConstraint:
     return PrimaryKeyConstraint("tenant_id", "session_id", *more)
 
 
-def _of_session(metadata: MetaData) -> ForeignKeyConstraint:
-    prefix = f"{metadata.schema}." if metadata.schema is not None else ""
-    key = ["tenant_id", "session_id"]
-    return ForeignKeyConstraint(key, [f"{prefix}sessions.{column}" for column in key], ondelete="CASCADE")
+def _of_session(sessions: Table) -> ForeignKeyConstraint:
+    """The columns themselves, not their names: SQLAlchemy 2.0 would take a name apart at the dot in a schema's."""
+    key = ("tenant_id", "session_id")
+    return ForeignKeyConstraint(key, [sessions.c[column] for column in key], ondelete="CASCADE")
 
 
 def _count(name: str, kind: type[TypeEngine[int]] = BigInteger) -> Column[int]:
@@ -136,7 +133,7 @@ def _sessions(metadata: MetaData) -> Table:
     )
 
 
-def _items(metadata: MetaData) -> Table:
+def _items(metadata: MetaData, sessions: Table) -> Table:
     return Table(
         "items",
         metadata,
@@ -151,12 +148,12 @@ def _items(metadata: MetaData) -> Table:
         _time("created_at"),
         Column("item", _JSON, nullable=False),
         _primary_key("position"),
-        _of_session(metadata),
+        _of_session(sessions),
         CheckConstraint("position > 0", name="position"),
     )
 
 
-def _tool_runs(metadata: MetaData) -> Table:
+def _tool_runs(metadata: MetaData, sessions: Table) -> Table:
     return Table(
         "tool_runs",
         metadata,
@@ -175,7 +172,7 @@ def _tool_runs(metadata: MetaData) -> Table:
         Column("arguments", _JSON),
         # Not the call id: some providers use the same one again within a conversation.
         _primary_key("call_position"),
-        _of_session(metadata),
+        _of_session(sessions),
         CheckConstraint("status IN ('running', 'succeeded', 'failed', 'rejected')", name="status"),
         Index(
             "ix_tool_runs_running",
@@ -188,7 +185,7 @@ def _tool_runs(metadata: MetaData) -> Table:
     )
 
 
-def _runs(metadata: MetaData) -> Table:
+def _runs(metadata: MetaData, sessions: Table) -> Table:
     return Table(
         "runs",
         metadata,
@@ -209,12 +206,12 @@ def _runs(metadata: MetaData) -> Table:
         Column("error", Text),
         Column("usage_details", _JSON),
         _primary_key("run_id"),
-        _of_session(metadata),
+        _of_session(sessions),
         CheckConstraint("status IN ('running', 'completed', 'failed', 'interrupted', 'cancelled')", name="status"),
     )
 
 
-def _events(metadata: MetaData) -> Table:
+def _events(metadata: MetaData, sessions: Table) -> Table:
     return Table(
         "events",
         metadata,
@@ -229,11 +226,11 @@ def _events(metadata: MetaData) -> Table:
         _time("created_at"),
         Column("payload", _JSON),
         _primary_key("event_id"),
-        _of_session(metadata),
+        _of_session(sessions),
     )
 
 
-def _snapshots(metadata: MetaData) -> Table:
+def _snapshots(metadata: MetaData, sessions: Table) -> Table:
     return Table(
         "snapshots",
         metadata,
@@ -248,7 +245,7 @@ def _snapshots(metadata: MetaData) -> Table:
         Column("content", _JSON, nullable=False),
         Column("metadata", _JSON),
         _primary_key("kind", "version"),
-        _of_session(metadata),
+        _of_session(sessions),
         CheckConstraint("version > 0", name="version"),
     )
 

@@ -244,11 +244,10 @@ def _key() -> tuple[sa.Column[str], sa.Column[str]]:
 
 
 def _of_session(table: str) -> sa.ForeignKeyConstraint:
-    schema = _schema()
-    prefix = "" if schema is None else f"{schema}."
-    key = ["tenant_id", "session_id"]
+    # The columns of a stand-in, not their names: SQLAlchemy 2.0 would take a name apart at the dot in a schema's.
+    sessions = sa.Table("sessions", sa.MetaData(), *_key(), schema=_schema())
     return sa.ForeignKeyConstraint(
-        key, [f"{prefix}sessions.{column}" for column in key], name=op.f(f"fk_{table}_sessions"), ondelete="CASCADE"
+        ["tenant_id", "session_id"], list(sessions.c), name=op.f(f"fk_{table}_sessions"), ondelete="CASCADE"
     )
 
 
