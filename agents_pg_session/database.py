@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -36,6 +36,9 @@ RETRY_FOR = 15.0
 
 #: Seconds one try of a statement may take before its connection is given up and the verb tries again.
 COMMAND_TIMEOUT = 10.0
+
+#: What an error adds when nobody could find out what became of a try.
+IN_DOUBT = "; the answer was lost, so it has taken effect once, whole, or not at all"
 
 #: The server cannot write: a standby, or a primary that was demoted. The next connection may find the new primary.
 READ_ONLY = "25006"
@@ -92,7 +95,7 @@ class Database:
         command_timeout: float = COMMAND_TIMEOUT,
     ) -> None:
         self._engines = engines
-        self._on_postgres = engines.dialect == "postgresql"
+        self._on_postgres = engines.engine.dialect.name == "postgresql"
         self._schema = checked_schema(schema) if self._on_postgres else None
         self.sql: Statements = PostgresStatements(schema) if self._on_postgres else SQLiteStatements()
         self._create_tables = create_tables
@@ -102,8 +105,9 @@ class Database:
 
     @property
     def engine(self) -> AsyncEngine:
-        """The engine of the running event loop."""
-        return self._engines.current()
+        """The engine of the running event loop. Raises `SessionClosed` after `close`: nobody would dispose it."""
+        self.require_open()
+        return self._engines.engine
 
     @property
     def schema(self) -> str | None:
@@ -133,7 +137,9 @@ class Database:
         async def attempt() -> Rows:
             return await self._attempt(command, budget)
 
-        return await self._persist(attempt, budget, command.subject)
+        reading = self._persist(attempt, budget, command.subject)
+        # A read cut short on SQLite would leave a cursor behind, and with it a lock, until somebody collects garbage.
+        return await (reading if self._on_postgres else _settled(reading, budget))
 
     async def write(self, write: Write) -> Rows:
         """Run a mutation so that it takes effect exactly once, and return its rows.
@@ -150,9 +156,9 @@ class Database:
         await self.transaction("create_tables", lambda connection: create(connection, self._schema))
         self._engines.created.add(self._schema)
 
-    async def transaction(self, verb: str, work: Callable[[Connection], _T]) -> _T:
+    async def transaction(self, verb: str, work: Callable[[Connection], _T], *, writes: bool = True) -> _T:
         """Run *work* on a connection inside one transaction: for schema work, which may be repeated from its start."""
-        command = Command(Subject(verb, writes=True), ())
+        command = Command(Subject(verb, writes=writes), ())
         budget = _Budget(self._retry_for)
 
         async def step(connection: AsyncConnection) -> _T:
@@ -177,6 +183,9 @@ class Database:
                     rows = await self._recover(write, doubtful, budget)
                 except _Passing as failure:
                     failure.in_doubt = True  # whatever kept us from finding out, the lost try is still in doubt
+                    raise
+                except SessionError as error:
+                    error.args = (f"{error}{IN_DOUBT}",)
                     raise
                 if rows:
                     return rows
@@ -229,11 +238,11 @@ class Database:
         connection: AsyncConnection | None = None
         limit = _TimeLimit()
         self.require_open()
-        engine = self._engines.current()
-        async with self._engines.turnstile() or nullcontext():
+        async with AsyncExitStack() as turn:
             try:
                 async with asyncio.timeout_at(budget.deadline):
-                    connection = await engine.connect()
+                    await turn.enter_async_context(self._engines.turn())
+                    connection = await self._engines.current().connect()
                     if (isolation := self._isolation(command)) is not None:
                         await connection.execution_options(isolation_level=isolation)
                 sent = True
@@ -242,7 +251,7 @@ class Database:
                 async with self._transaction_on(connection, command):
                     return await work(connection)
             except Exception as failure:
-                error = TimeoutError("no answer in time") if limit.reached else failure
+                error = self._told(failure, sent=sent, in_time=not limit.reached)
                 verdict = judge(error, sent=sent)
                 if connection is not None and (verdict is Verdict.DOUBT or sqlstate_of(error) == READ_ONLY):
                     await connection.invalidate()
@@ -254,7 +263,20 @@ class Database:
             finally:
                 limit.stop()
                 if connection is not None:
-                    await asyncio.shield(connection.close())
+                    await asyncio.shield(self._give_back(connection))
+
+    def _told(self, failure: Exception, *, sent: bool, in_time: bool) -> Exception:
+        """Say what a failure was about, where the driver does not: hanging up looks like a lost connection to it."""
+        if not in_time:
+            return TimeoutError("no answer in time")
+        if not sent and isinstance(failure, TimeoutError):
+            return TimeoutError("no connection in time: the server does not answer, or the whole pool is in use")
+        return failure
+
+    async def _give_back(self, connection: AsyncConnection) -> None:
+        if self._closed:  # its pool is gone: nobody else would close it
+            await connection.invalidate()
+        await connection.close()
 
     def _isolation(self, command: Command) -> str | None:
         """One statement commits itself.
@@ -266,11 +288,9 @@ class Database:
         return None if self._engines.owned else "AUTOCOMMIT"
 
     def _transaction_on(self, connection: AsyncConnection, command: Command) -> AbstractAsyncContextManager[Any]:
-        if len(command.steps) == 1 and not command.subject.writes:
-            return nullcontext()
         if self._on_postgres:
             return nullcontext() if len(command.steps) == 1 else connection.begin()
-        return _SQLiteTransaction(connection)
+        return _SQLiteTransaction(connection) if command.subject.writes else nullcontext()
 
     def _failure(self, what: Subject, error: Exception, verdict: Verdict) -> Exception:
         match verdict:
@@ -295,11 +315,7 @@ class Database:
     def _unavailable(self, what: Subject, first: _Passing, last: _Passing) -> StorageUnavailable:
         known = ""
         if what.writes:
-            known = (
-                "; the answer was lost, so it has taken effect once, whole, or not at all"
-                if last.in_doubt
-                else "; nothing was written"
-            )
+            known = IN_DOUBT if last.in_doubt else "; nothing was written"
         why = f"{last}" if str(first) == str(last) else f"first {first}, at last {last}"
         return StorageUnavailable(
             f"{what}: {self._place()} was unavailable for {self._retry_for:g} s ({why}){known}",
@@ -308,7 +324,7 @@ class Database:
 
     def _place(self) -> str:
         """Where the database is, without user or password."""
-        url = self._engines.current().url
+        url = self._engines.engine.url
         hosts = url.query.get("host") or (f"{url.host}:{url.port or 5432}" if url.host else "")
         place = hosts if isinstance(hosts, str) else ", ".join(hosts)
         return f"{url.get_backend_name()} {place}{'/' if place else ''}{url.database or ''}".strip()
@@ -349,7 +365,8 @@ class _SQLiteTransaction:
     async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
         if kind is None:
             await self._connection.execute(text("COMMIT"))
-        # Otherwise the pool rolls back when the connection returns to it.
+        else:  # not left to the pool: an engine may be told not to roll back in autocommit
+            await self._connection.execute(text("ROLLBACK"))
 
 
 async def _run(connection: AsyncConnection, steps: tuple[Step, ...]) -> Rows:
@@ -389,6 +406,6 @@ def _log_retry(what: Subject, state: RetryCallState) -> None:
 
 
 def _positive(name: str, seconds: float) -> float:
-    if not seconds > 0:
+    if not isinstance(seconds, int | float) or not seconds > 0:
         raise ValueError(f"{name} must be a positive number of seconds, not {seconds!r}")
     return float(seconds)

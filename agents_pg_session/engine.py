@@ -44,24 +44,31 @@ SQLITE_BUSY_TIMEOUT = 5000
 
 
 def create_engine(
-    url: str | URL, *, engine_kwargs: Mapping[str, Any] | None = None, pgbouncer: bool = False
+    url: str | URL,
+    *,
+    engine_kwargs: Mapping[str, Any] | None = None,
+    pgbouncer: bool = False,
+    isolation_level: str = "AUTOCOMMIT",
 ) -> AsyncEngine:
     """Return a new engine for *url*: no connection is made yet.
 
-    *pgbouncer* switches prepared statements off, for a pooler in transaction mode that does not track them.
+    A verb is one statement, so connections come in autocommit: no BEGIN and no COMMIT around it. *pgbouncer* switches
+    prepared statements off, for a pooler in transaction mode that does not track them.
     Raises `ValueError` for a URL that cannot work, naming what to write.
     """
     parsed, url_arguments = engine_url(url)
     overrides = dict(engine_kwargs or {})
+    if "isolation_level" in {**overrides, **(overrides.get("execution_options") or {})}:
+        raise ValueError("engine_kwargs cannot set an isolation_level: each call is one statement in autocommit")
     is_sqlite = parsed.get_backend_name() == "sqlite"
     connect_args = {} if is_sqlite else _postgres_arguments(parsed.drivername)
     connect_args |= WITHOUT_PREPARED_STATEMENTS[parsed.drivername] if pgbouncer and not is_sqlite else {}
-    connect_args = _merged(_merged(connect_args, url_arguments), overrides.pop("connect_args", {}))
+    connect_args = _merged(_merged(connect_args, url_arguments), overrides.pop("connect_args", None) or {})
 
     pool_class = overrides.get("poolclass")
     queued = pool_class is None or issubclass(pool_class, AsyncAdaptedQueuePool)
     settings: dict[str, Any] = dict(POOL) if queued and not _is_private_memory(parsed) else {}
-    settings["isolation_level"] = "AUTOCOMMIT"  # a verb is one statement: it needs no BEGIN and no COMMIT around it
+    settings["isolation_level"] = isolation_level
     if parsed.drivername == "postgresql+psycopg":
         settings["use_native_hstore"] = False  # we have no hstore: asking the server for it costs a connection 2 trips
     settings["hide_parameters"] = True  # an error or a log line never shows an item

@@ -32,6 +32,9 @@ class Verdict(Enum):
 _BY_SQLSTATE = {
     "0A000": Verdict.REFUSED,
     "25006": Verdict.RETRY,  # read only: a standby, or a primary that has just been demoted
+    "25P02": Verdict.DOUBT,
+    "25P03": Verdict.DOUBT,  # a transaction was idle for too long, and its connection is gone
+    "25P04": Verdict.DOUBT,
     "26000": Verdict.UNPREPARED,
     "3D000": Verdict.CONFIGURATION,
     "3F000": Verdict.OUTDATED,
@@ -107,8 +110,13 @@ def driver_error(error: BaseException) -> BaseException:
 
 
 def cause_to_show(error: BaseException) -> BaseException | None:
-    """Return what an error of ours may name as its cause: not what quotes the data (SQLSTATE classes 22 and 23)."""
-    return None if (sqlstate_of(error) or "")[:2] in ("22", "23") else driver_error(error)
+    """Return what an error of ours may name as its cause: nothing that may quote a row.
+
+    SQLSTATE classes 22 and 23 are about the data itself, and a DETAIL of any error may hold it.
+    """
+    cause = driver_error(error)
+    detail = getattr(cause, "detail", None) or getattr(getattr(cause, "diag", None), "message_detail", None)
+    return None if detail or (sqlstate_of(error) or "")[:2] in ("22", "23") else cause
 
 
 def sqlstate_of(error: BaseException) -> str | None:

@@ -23,6 +23,7 @@ __all__ = [
     "UPGRADE_COMMAND",
     "checked_schema",
     "create",
+    "create_schema",
     "lock",
     "newest_revision",
     "require_current",
@@ -65,15 +66,23 @@ def lock(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
 
 
+def create_schema(connection: Connection, schema: str | None) -> None:
+    """Create the PostgreSQL schema if it is missing; a role that may not create any can use one that is there."""
+    if schema is not None and not inspect(connection).has_schema(schema):
+        connection.execute(CreateSchema(schema, if_not_exists=True))
+
+
 def create(connection: Connection, schema: str | None) -> None:
     """Create what is missing, all of it or nothing, and stamp the newest revision.
 
-    Does nothing where the database is already there. Raises `SchemaOutdated` where it is at another revision: then only
-    an upgrade gives a schema anybody knows.
+    Where the database is already there, this only looks, so a role without any right to create will do. Raises
+    `SchemaOutdated` where it is at another revision: then only an upgrade gives a schema anybody knows.
     """
+    if current_revision(connection, schema) is not None:
+        require_current(connection, schema)
+        return
     lock(connection)
-    if schema is not None:
-        connection.execute(CreateSchema(schema, if_not_exists=True))
+    create_schema(connection, schema)
     if current_revision(connection, schema) is not None or _present_tables(connection, schema):
         require_current(connection, schema)
         return

@@ -12,8 +12,9 @@ from agents.memory import SessionSettings
 from agents_pg_session.database import COMMAND_TIMEOUT, RETRY_FOR, Database
 from agents_pg_session.errors import InvalidItem
 from agents_pg_session.ledgers.items import Items
-from agents_pg_session.pools import BorrowedEngine, shared_engines
+from agents_pg_session.pools import BorrowedEngine
 from agents_pg_session.projection import Item, encode
+from agents_pg_session.sharing import shared_engines
 from agents_pg_session.statements import Key, Labels
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class PGSession:
         self,
         session_id: str,
         *,
-        engine: AsyncEngine,
+        engine: AsyncEngine | Database,
         tenant: str = "",
         create_tables: bool = False,
         session_settings: SessionSettings | dict[str, Any] | None = None,
@@ -61,15 +62,23 @@ class PGSession:
         retry_for: float = RETRY_FOR,
         command_timeout: float = COMMAND_TIMEOUT,
     ) -> None:
-        database = Database(
-            BorrowedEngine(engine),
-            schema=schema,
-            create_tables=create_tables,
-            retry_for=retry_for,
-            command_timeout=command_timeout,
-        )
-        labels = _labels(agent, user_id, metadata)
-        self._open(database, session_id, tenant, labels, session_settings, owns_database=False)
+        self.session_id = _checked_id("session_id", session_id)
+        if not session_id:
+            raise ValueError("session_id must not be empty")
+        if isinstance(engine, Database):  # from a store or a URL
+            self._database = engine
+        else:
+            self._database = Database(
+                BorrowedEngine(engine),
+                schema=schema,
+                create_tables=create_tables,
+                retry_for=retry_for,
+                command_timeout=command_timeout,
+            )
+        self._owns_database = False
+        self._key = Key(_checked_id("tenant", tenant), session_id)
+        self._items = Items(self._database, self._key, _labels(agent, user_id, metadata))
+        self.session_settings = session_settings if session_settings is not None else SessionSettings()
 
     @classmethod
     def from_url(
@@ -88,54 +97,31 @@ class PGSession:
         retry_for: float = RETRY_FOR,
         command_timeout: float = COMMAND_TIMEOUT,
         pgbouncer: bool = False,
+        **kwargs: Any,
     ) -> Self:
         """Open a session from a database URL; handles with the same URL and settings share one pool.
 
         Call it as often as you like, from any event loop. `close()` (or `async with`) gives the share back; the pool
         closes with its last share, or with its event loop. *engine_kwargs* go to `create_async_engine`. *pgbouncer*
-        switches prepared statements off, for a pooler in transaction mode.
-        Raises `ValueError` for a URL that cannot work, naming what to write.
+        switches prepared statements off, for a pooler in transaction mode. Anything else goes to the constructor of
+        your subclass. Raises `ValueError` for a URL that cannot work, naming what to write.
         """
         engines = shared_engines(url, engine_kwargs=engine_kwargs, pgbouncer=pgbouncer)
         database = Database(
             engines, schema=schema, create_tables=create_tables, retry_for=retry_for, command_timeout=command_timeout
         )
-        labels = _labels(agent, user_id, metadata)
-        return cls._of(database, session_id, tenant, labels, session_settings, owns_database=True)
-
-    @classmethod
-    def _of(
-        cls,
-        database: Database,
-        session_id: str,
-        tenant: str,
-        labels: Labels,
-        session_settings: SessionSettings | dict[str, Any] | None,
-        *,
-        owns_database: bool,
-    ) -> Self:
-        session = cls.__new__(cls)
-        session._open(database, session_id, tenant, labels, session_settings, owns_database=owns_database)
+        session = cls(
+            session_id,
+            engine=database,
+            tenant=tenant,
+            session_settings=session_settings,
+            agent=agent,
+            user_id=user_id,
+            metadata=metadata,
+            **kwargs,
+        )
+        session._owns_database = True
         return session
-
-    def _open(
-        self,
-        database: Database,
-        session_id: str,
-        tenant: str,
-        labels: Labels,
-        session_settings: SessionSettings | dict[str, Any] | None,
-        *,
-        owns_database: bool,
-    ) -> None:
-        self.session_id = _checked_id("session_id", session_id)
-        if not session_id:
-            raise ValueError("session_id must not be empty")
-        self._key = Key(_checked_id("tenant", tenant), session_id)
-        self._items = Items(database, self._key, labels)
-        self._database = database
-        self._owns_database = owns_database
-        self.session_settings = session_settings if session_settings is not None else SessionSettings()
 
     def __repr__(self) -> str:
         tenant = f", tenant={self._key.tenant_id!r}" if self._key.tenant_id else ""
@@ -156,7 +142,11 @@ class PGSession:
 
     @session_settings.setter
     def session_settings(self, value: SessionSettings | dict[str, Any] | None) -> None:
-        self._session_settings = SessionSettings(**value) if isinstance(value, dict) else value
+        if isinstance(value, dict):
+            value = SessionSettings(**value)
+        if value is not None and not hasattr(value, "limit"):
+            raise ValueError(f"session_settings must be SessionSettings or a dict, not {type(value).__name__}")
+        self._session_settings = value
 
     @property
     def engine(self) -> AsyncEngine:
@@ -172,8 +162,8 @@ class PGSession:
         self._database.require_open()
         if limit is None and self.session_settings is not None:
             limit = self.session_settings.limit
-        if limit is not None and limit < 0:
-            raise ValueError(f"limit must be zero or more, not {limit}")
+        if limit is not None and (not isinstance(limit, int) or limit < 0):
+            raise ValueError(f"limit must be a whole number, zero or more, not {limit!r}")
         return await self._items.latest(limit)
 
     async def add_items(self, items: list[Item], *, wrapper: RunContextWrapper[Any] | None = None) -> None:
@@ -237,6 +227,8 @@ def _labels(agent: str | None, user_id: str | None, metadata: Mapping[str, Any] 
 
 def _metadata_text(metadata: Mapping[str, Any]) -> str:
     """Return the metadata as JSON text that jsonb takes, or raise `ValueError` naming what it does not take."""
+    if not isinstance(metadata, Mapping):
+        raise InvalidItem(f"metadata must be a dict, not {type(metadata).__name__}")
     text = encode(dict(metadata), place="metadata")
     if not _fits_jsonb(json.loads(text)):
         raise InvalidItem("metadata contains NUL or a lone surrogate, which jsonb cannot hold")

@@ -10,7 +10,7 @@ from agents_pg_session.database import COMMAND_TIMEOUT, RETRY_FOR, Database
 from agents_pg_session.pools import BorrowedEngine, OwnEngines
 from agents_pg_session.records import StoreCheck
 from agents_pg_session.schema import require_current
-from agents_pg_session.session import PGSession, _labels
+from agents_pg_session.session import PGSession
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -85,8 +85,15 @@ class SessionStore:
         *agent*, *user_id* and *metadata* are written to the session's row with the next append, in the same statement.
         """
         self._database.require_open()
-        labels = _labels(agent, user_id, metadata)
-        return PGSession._of(self._database, session_id, tenant, labels, session_settings, owns_database=False)
+        return PGSession(
+            session_id,
+            engine=self._database,
+            tenant=tenant,
+            session_settings=session_settings,
+            agent=agent,
+            user_id=user_id,
+            metadata=metadata,
+        )
 
     async def create_tables(self) -> None:
         """Create the tables if they are missing, and stamp the revision; any number of processes may do so at once.
@@ -106,7 +113,9 @@ class SessionStore:
         self._database.require_open()
         [row] = await self._database.read(self._database.sql.ping())
         schema = self._database.schema
-        revision = await self._database.transaction("check", lambda connection: require_current(connection, schema))
+        revision = await self._database.transaction(
+            "check", lambda connection: require_current(connection, schema), writes=False
+        )
         product = "SQLite" if schema is None else "PostgreSQL"
         return StoreCheck(server=f"{product} {row.version.split()[0]}", schema=schema, revision=revision)
 

@@ -176,10 +176,12 @@ def _values(value: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _for_psycopg(url: URL) -> tuple[URL, dict[str, Any]]:
-    """Everything stays in the URL, but for what would lose against our own connect arguments there."""
+    """Everything stays in the URL, but for secrets, and for what would lose against our own connect arguments."""
     url = _with_hosts(url)
     arguments: dict[str, Any] = {}
-    for name in {"application_name", "connect_timeout"} & url.query.keys():
+    if password := url.query.get("password"):
+        url = url.set(password=_values(password)[-1]).difference_update_query(["password"])
+    for name in {"application_name", "connect_timeout", "sslpassword"} & url.query.keys():
         arguments[name] = _values(url.query[name])[-1]
     if "connect_timeout" in arguments:
         _number("connect_timeout", arguments["connect_timeout"], float)

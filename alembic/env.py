@@ -20,7 +20,7 @@ from sqlalchemy.schema import CreateSchema
 
 from agents_pg_session.engine import create_engine
 from agents_pg_session.failures import describe
-from agents_pg_session.schema import LOCK, checked_schema, lock
+from agents_pg_session.schema import LOCK, checked_schema, create_schema, lock
 from agents_pg_session.tables import VERSION_TABLE, metadata_for
 from agents_pg_session.urls import engine_url
 
@@ -62,8 +62,7 @@ def run_on(connection: Connection) -> None:
         # The driver would begin a transaction at the first INSERT only, after the tables: begin it before them.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     lock(connection)
-    if backend == "postgresql":
-        connection.execute(CreateSchema(schema, if_not_exists=True))
+    create_schema(connection, schema if backend == "postgresql" else None)
     context.configure(connection=connection, transactional_ddl=True, **options)
     with context.begin_transaction():
         context.run_migrations()
@@ -72,7 +71,7 @@ def run_on(connection: Connection) -> None:
 async def run_online() -> None:
     """Connect with the URL as people have it, and run."""
     isolation = "READ COMMITTED" if backend == "postgresql" else "AUTOCOMMIT"
-    engine = create_engine(url, engine_kwargs={"poolclass": NullPool, "isolation_level": isolation})
+    engine = create_engine(url, engine_kwargs={"poolclass": NullPool}, isolation_level=isolation)
     try:
         async with engine.begin() as connection:
             await connection.run_sync(run_on)

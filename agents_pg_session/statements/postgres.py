@@ -26,19 +26,20 @@ __all__ = ["PostgresStatements"]
 FENCE_LENGTH = 256
 
 # Append one batch: create or lock the session's row, take positions and a turn from it, insert the items.
-# A fenced try changes nothing and answers no row. The items travel as one JSON array, whose elements come out verbatim.
+# A fenced try changes nothing and answers no row. The items travel as one JSON array, whose elements come out verbatim;
+# as text, because an engine may have a JSON codec of its own.
 APPEND = """
 WITH session AS (
     INSERT INTO {schema}sessions AS s (
         tenant_id, session_id, agent, user_id, metadata,
         last_position, item_count, message_count, turn_count, created_at, updated_at, active_at)
     VALUES (
-        :tenant_id, :session_id, :agent, :user_id, coalesce(CAST(:metadata AS jsonb), '{}'),
+        :tenant_id, :session_id, :agent, :user_id, coalesce(CAST(CAST(:metadata AS text) AS jsonb), '{}'),
         :count, :count, :messages, :turns, now(), now(), now())
     ON CONFLICT (tenant_id, session_id) DO UPDATE SET
         agent = coalesce(excluded.agent, s.agent),
         user_id = coalesce(excluded.user_id, s.user_id),
-        metadata = coalesce(CAST(:metadata AS jsonb), s.metadata),
+        metadata = coalesce(CAST(CAST(:metadata AS text) AS jsonb), s.metadata),
         last_position = s.last_position + excluded.last_position,
         item_count = s.item_count + excluded.item_count,
         message_count = s.message_count + excluded.message_count,
@@ -53,7 +54,7 @@ WITH session AS (
     SELECT :tenant_id, :session_id, session.position + each.ordinality, session.turn + each.turn,
            CAST(:operation_id AS uuid), each.type, each.role, each.call_id, now(), each.item
       FROM session,
-           ROWS FROM (json_array_elements(CAST(:items AS json)),
+           ROWS FROM (json_array_elements(CAST(CAST(:items AS text) AS json)),
                       unnest(CAST(:types AS text[])), unnest(CAST(:roles AS text[])),
                       unnest(CAST(:call_ids AS text[])), unnest(CAST(:turn_offsets AS bigint[])))
            WITH ORDINALITY AS each (item, type, role, call_id, turn, ordinality)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import secrets
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from agents_pg_session import PGSession, SessionClosed, SessionError, SessionStore, StorageUnavailable
+from agents_pg_session import PGSession, SessionClosed, SessionError, SessionStore, StorageUnavailable, sharing
 from tests.conftest import Backend
 from tests.items import user
 
@@ -81,6 +83,8 @@ async def test_a_closed_store_closes_its_sessions(backend: Backend, new_id: Call
         await session.get_items()
     with pytest.raises(SessionClosed):
         store.session("another")
+    with pytest.raises(SessionClosed):
+        _ = store.engine
 
 
 async def test_handles_from_one_url_share_one_pool(backend: Backend, new_id: Callable[[], str]) -> None:
@@ -92,10 +96,10 @@ async def test_handles_from_one_url_share_one_pool(backend: Backend, new_id: Cal
     await first.add_items([user("hi")])
     await first.close()
     assert await second.get_items() == [user("hi")]
-    pool = second.engine.pool
+    engine, pool = second.engine, second.engine.pool
     await second.close()
 
-    assert pool.checkedin() == 0 or second.engine.pool is not pool  # type: ignore[attr-defined]
+    assert engine.pool is not pool, "a disposed engine has a new pool"
 
 
 async def test_different_settings_do_not_share(backend: Backend, new_id: Callable[[], str]) -> None:
@@ -235,6 +239,92 @@ async def test_a_dropped_handle_leaves_nothing_behind(backend: Backend, new_id: 
     await keeper.close()
 
 
+def test_a_borrowed_engine_in_memory_in_two_loops(new_id: Callable[[], str]) -> None:
+    """The usual fixture of a test suite: one in-memory engine, several event loops, many tasks."""
+    engine = create_async_engine("sqlite+aiosqlite://")
+    session = PGSession(new_id(), engine=engine, create_tables=True)
+
+    async def append() -> None:
+        await asyncio.gather(*(session.add_items([user("hi")]) for _ in range(5)))
+
+    asyncio.run(append())
+    asyncio.run(append())
+
+    assert len(asyncio.run(session.get_items())) == 10
+    asyncio.run(engine.dispose())
+
+
+async def test_a_cancelled_read_locks_nothing(new_id: Callable[[], str]) -> None:
+    """A read cut short leaves no cursor behind that would keep writers out, in memory and in a file."""
+    async with SessionStore.open("sqlite://", retry_for=2) as store:
+        await store.create_tables()
+        session = store.session(new_id())
+        await session.add_items([user("x" * 1000)] * 200)
+        for pauses in range(30):
+            reading = asyncio.ensure_future(session.get_items())
+            for _ in range(pauses):
+                await asyncio.sleep(0)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            await session.add_items([user("y")])
+
+        assert len(await session.get_items()) == 230
+
+
+async def test_a_failed_append_is_rolled_back_by_us(tmp_path: Path, sqlite_template: Path) -> None:
+    """Whatever an engine does with connections that come back: the next append begins anew."""
+    path = tmp_path / "sessions.db"
+    shutil.copy(sqlite_template, path)
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", pool_size=1, max_overflow=0, pool_reset_on_return=None)
+    session = PGSession("s", engine=engine)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TRIGGER no BEFORE INSERT ON items BEGIN SELECT RAISE(ABORT, 'no'); END"))
+    with pytest.raises(SessionError, match=r"refused.*no"):
+        await session.add_items([user("1")])
+    async with engine.begin() as connection:
+        await connection.execute(text("DROP TRIGGER no"))
+    await session.add_items([user("2")])
+
+    assert await session.get_items() == [user("2")]
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "engine_kwargs", [{"isolation_level": "READ COMMITTED"}, {"execution_options": {"isolation_level": "SERIALIZABLE"}}]
+)
+def test_an_isolation_level_is_refused(backend: Backend, engine_kwargs: dict[str, object]) -> None:
+    """Each call is one statement in autocommit: another level would leave it uncommitted."""
+    with pytest.raises(ValueError, match="engine_kwargs cannot set an isolation_level"):
+        SessionStore.open(backend.url, engine_kwargs=engine_kwargs)
+
+
+async def test_subclasses_are_constructed(backend: Backend, new_id: Callable[[], str]) -> None:
+    """`from_url` on a subclass calls its constructor, with arguments of its own."""
+
+    class Mine(PGSession):
+        def __init__(self, session_id: str, *, color: str = "red", **kwargs: Any) -> None:
+            super().__init__(session_id, **kwargs)
+            self.color = color
+
+    async with Mine.from_url(new_id(), url=backend.url, color="blue", tenant="acme") as mine:
+        await mine.add_items([user("hi")])
+
+        assert (type(mine), mine.color, mine.tenant) == (Mine, "blue", "acme")
+        assert await mine.get_items() == [user("hi")]
+
+
+async def test_an_object_in_the_settings_leaks_no_pool(backend: Backend, new_id: Callable[[], str]) -> None:
+    """A callback made anew for each request means a pool of its own, which goes with its last handle."""
+    name = new_id()
+    for number in range(5):
+        kwargs = {"json_serializer": lambda value: str(value)}
+        await PGSession.from_url(name, url=backend.url, engine_kwargs=kwargs).add_items([user(str(number))])
+        gc.collect()
+
+    assert len(await PGSession.from_url(name, url=backend.url).get_items()) == 5
+    assert not [key for key in sharing._pooled if "json_serializer" in str(key)]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -249,6 +339,8 @@ async def test_a_dropped_handle_leaves_nothing_behind(backend: Backend, new_id: 
         ({"session_id": "s", "user_id": "\0"}, "user_id must not contain NUL"),
         ({"session_id": "s", "metadata": {"a": float("nan")}}, r'metadata\["a"\] is NaN'),
         ({"session_id": "s", "metadata": {"a": ["\0"]}}, "metadata contains NUL"),
+        ({"session_id": "s", "metadata": [1]}, "metadata must be a dict, not list"),
+        ({"session_id": "s", "session_settings": 5}, "session_settings must be SessionSettings or a dict, not int"),
     ],
 )
 async def test_what_cannot_be_an_id_is_refused_at_once(wrong: dict[str, object], message: str) -> None:

@@ -48,7 +48,7 @@ async def test_limit_zero_returns_nothing(session: PGSession) -> None:
 
 async def test_a_negative_limit_is_refused(session: PGSession) -> None:
     """A negative limit has no meaning."""
-    with pytest.raises(ValueError, match="limit must be zero or more, not -1"):
+    with pytest.raises(ValueError, match="limit must be a whole number, zero or more, not -1"):
         await session.get_items(limit=-1)
 
 

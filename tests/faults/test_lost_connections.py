@@ -221,6 +221,28 @@ async def test_a_frozen_server_is_given_up_within_the_budget(url: URL, proxy: Pr
         assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
+async def test_a_refused_recovery_still_says_that_the_append_is_in_doubt(
+    proxied_url: str, proxy: Proxy, observer: asyncpg.Connection, new_id: Callable[[], str]
+) -> None:
+    """The answer was lost, and then the server does not let us in any more.
+
+    The caller must not think nothing was done.
+    """
+    role = new_id().replace("-", "_")
+    await observer.execute(f"CREATE ROLE {role} LOGIN SUPERUSER")
+    async with SessionStore.open(make_url(proxied_url).set(username=role)) as store:
+        session = store.session(new_id())
+        await session.add_items([user("1")])
+        await observer.execute(f"ALTER ROLE {role} NOLOGIN")
+        proxy.fault = "answer"
+        with pytest.raises(StorageUnavailable, match=r"does not let us in .* once, whole, or not at all"):
+            await session.add_items([user("2")])
+        await observer.execute(f"ALTER ROLE {role} LOGIN")
+
+        assert await session.get_items() == [user("1"), user("2")]
+    await observer.execute(f"DROP ROLE {role}")
+
+
 async def test_a_read_can_be_cancelled_while_the_server_is_frozen(
     url: URL, proxy: Proxy, new_id: Callable[[], str]
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import asyncpg
 import pytest
@@ -17,6 +17,12 @@ async def observer(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(postgres_url)
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+def new_database_url(new_database: Callable[[], str]) -> str:
+    """An empty database."""
+    return new_database()
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ def wrapped(cause: Exception) -> DBAPIError:
         ("57P03", Verdict.RETRY),
         ("08006", Verdict.DOUBT),
         ("25006", Verdict.RETRY),
+        ("25P03", Verdict.DOUBT),
         ("42P01", Verdict.OUTDATED),
         ("42703", Verdict.OUTDATED),
         ("3F000", Verdict.OUTDATED),
@@ -116,3 +117,5 @@ def test_descriptions_hold_one_line_and_no_values() -> None:
 
     assert describe(error) == 'ServerError 23514: violates check constraint "c"'
     assert cause_to_show(error) is None
+    assert cause_to_show(asyncpg.RaiseError.new({"C": "P0001", "M": "no", "D": "hunter2"})) is None
+    assert cause_to_show(wrapped(ServerError("40001"))) is not None

@@ -250,3 +250,11 @@ def test_a_pooler_named_in_the_url(word: str) -> None:
         assert {**arguments, **expected} == arguments
         assert "pgbouncer" not in url.query
         assert not {*expected} & {*engine_url(f"{driver}://u:p@h/db?pgbouncer=false")[1]}
+
+
+def test_secrets_of_psycopg_leave_the_query() -> None:
+    """SQLAlchemy hides the password of a URL, but not what stands in its query."""
+    engine = create_engine("postgresql+psycopg://u@h/db?password=hunter2&sslpassword=hunter3")
+
+    assert engine.url.password == "hunter2"
+    assert "hunter" not in repr(engine.sync_engine) + str(engine.url)
