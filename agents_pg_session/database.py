@@ -20,12 +20,12 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from agents_pg_session.errors import SchemaOutdated, SessionClosed, SessionError, StorageUnavailable
 from agents_pg_session.failures import Verdict, cause_to_show, describe, judge, sqlstate_of
+from agents_pg_session.patience import Budget, TimeLimit, is_cancelled, settled
 from agents_pg_session.pools import Engines
 from agents_pg_session.schema import UPGRADE_COMMAND, checked_schema, create
 from agents_pg_session.statements import Command, Statements, Step, Subject, Write
 from agents_pg_session.statements.postgres import PostgresStatements
 from agents_pg_session.statements.sqlite import SQLiteStatements
-from agents_pg_session.wire import hang_up
 
 __all__ = ["COMMAND_TIMEOUT", "RETRY_FOR", "Database"]
 
@@ -54,32 +54,6 @@ class _Passing(Exception):
         super().__init__(describe(error))
         self.error = error
         self.in_doubt = in_doubt
-
-
-class _Budget:
-    """The time one verb may take, by the event loop's clock; `abandon` ends the retrying, not the try under way."""
-
-    def __init__(self, seconds: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.deadline = self._loop.time() + seconds
-        self._abandoned = asyncio.Event()
-
-    @property
-    def spent(self) -> bool:
-        return self._abandoned.is_set() or self._loop.time() >= self.deadline
-
-    def until(self, seconds: float) -> float:
-        return min(self.deadline, self._loop.time() + seconds)
-
-    def abandon(self) -> None:
-        self._abandoned.set()
-
-    async def sleep(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout_at(self.until(seconds)):
-                await self._abandoned.wait()
-        except TimeoutError:
-            pass
 
 
 class Database:
@@ -132,14 +106,14 @@ class Database:
         are none.
         """
         await self._ensure_tables()
-        budget = _Budget(self._retry_for)
+        budget = Budget(self._retry_for)
 
         async def attempt() -> Rows:
             return await self._attempt(command, budget)
 
         reading = self._persist(attempt, budget, command.subject)
         # A read cut short on SQLite would leave a cursor behind, and with it a lock, until somebody collects garbage.
-        return await (reading if self._on_postgres else _settled(reading, budget))
+        return await (reading if self._on_postgres else settled(reading, budget))
 
     async def write(self, write: Write) -> Rows:
         """Run a mutation so that it takes effect exactly once, and return its rows.
@@ -148,8 +122,8 @@ class Database:
         database stays away longer than the budget; the mutation is then there whole, or not at all.
         """
         await self._ensure_tables()
-        budget = _Budget(self._retry_for)
-        return await _settled(self._write(write, budget), budget)
+        budget = Budget(self._retry_for)
+        return await settled(self._write(write, budget), budget)
 
     async def create_tables(self) -> None:
         """Create the tables, or leave them as they are; any number of processes may do so at once."""
@@ -159,7 +133,7 @@ class Database:
     async def transaction(self, verb: str, work: Callable[[Connection], _T], *, writes: bool = True) -> _T:
         """Run *work* on a connection inside one transaction: for schema work, which may be repeated from its start."""
         command = Command(Subject(verb, writes=writes), ())
-        budget = _Budget(self._retry_for)
+        budget = Budget(self._retry_for)
 
         async def step(connection: AsyncConnection) -> _T:
             return await connection.run_sync(work)
@@ -167,13 +141,13 @@ class Database:
         async def attempt() -> _T:
             return await self._on_connection(command, budget, step)
 
-        return await _settled(self._persist(attempt, budget, command.subject), budget)
+        return await settled(self._persist(attempt, budget, command.subject), budget)
 
     async def _ensure_tables(self) -> None:
         if self._create_tables and self._schema not in self._engines.created:
             await self.create_tables()
 
-    async def _write(self, write: Write, budget: _Budget) -> Rows:
+    async def _write(self, write: Write, budget: Budget) -> Rows:
         doubtful: str | None = None
 
         async def attempt() -> Rows:
@@ -199,14 +173,14 @@ class Database:
 
         return await self._persist(attempt, budget, write.subject)
 
-    async def _recover(self, write: Write, operation_id: str, budget: _Budget) -> Rows:
+    async def _recover(self, write: Write, operation_id: str, budget: Budget) -> Rows:
         """Return the rows of a try whose answer was lost, if it took effect; afterwards it never can."""
         assert write.fence is not None, "only PostgreSQL can lose an answer"
         assert write.outcome is not None, "what can be in doubt can be asked about"
         await self._attempt(write.fence(operation_id), budget)
         return await self._attempt(write.outcome(operation_id), budget)
 
-    async def _persist(self, attempt: Callable[[], Awaitable[_T]], budget: _Budget, subject: Subject) -> _T:
+    async def _persist(self, attempt: Callable[[], Awaitable[_T]], budget: Budget, subject: Subject) -> _T:
         """Make one attempt, then more with growing pauses as long as the failure may pass and the budget lasts."""
         try:
             return await attempt()
@@ -227,16 +201,16 @@ class Database:
                 last = failure
         raise self._unavailable(subject, first, last) from cause_to_show(last.error)
 
-    async def _attempt(self, command: Command, budget: _Budget) -> Rows:
+    async def _attempt(self, command: Command, budget: Budget) -> Rows:
         return await self._on_connection(command, budget, lambda connection: _run(connection, command.steps))
 
     async def _on_connection(
-        self, command: Command, budget: _Budget, work: Callable[[AsyncConnection], Awaitable[_T]]
+        self, command: Command, budget: Budget, work: Callable[[AsyncConnection], Awaitable[_T]]
     ) -> _T:
         """Take a connection, do the work on it and give it back; a connection in an unknown state is thrown away."""
         sent = False
         connection: AsyncConnection | None = None
-        limit = _TimeLimit()
+        limit = TimeLimit()
         self.require_open()
         async with AsyncExitStack() as turn:
             try:
@@ -255,7 +229,7 @@ class Database:
                 verdict = judge(error, sent=sent)
                 if connection is not None and (verdict is Verdict.DOUBT or sqlstate_of(error) == READ_ONLY):
                     await connection.invalidate()
-                if _is_cancelled():
+                if is_cancelled():
                     raise asyncio.CancelledError from failure  # the driver told its own story on the way out
                 if verdict is Verdict.FOREIGN:
                     raise
@@ -330,29 +304,6 @@ class Database:
         return f"{url.get_backend_name()} {place}{'/' if place else ''}{url.database or ''}".strip()
 
 
-class _TimeLimit:
-    """Hangs up a connection whose answer does not come in time, so that whoever waits for it gets an error at once.
-
-    Cancelling the statement instead would politely ask a server that is not there, and wait for its consent. SQLite
-    needs no limit: it waits for its lock at most the busy timeout, and cannot be stopped in the middle of a commit.
-    """
-
-    reached = False
-    _alarm: asyncio.TimerHandle | None = None
-
-    def start(self, connection: AsyncConnection, deadline: float) -> None:
-        self._alarm = asyncio.get_running_loop().call_at(deadline, self._hang_up, connection)
-
-    def stop(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-
-    def _hang_up(self, connection: AsyncConnection) -> None:
-        self.reached = True
-        assert connection.sync_connection is not None
-        hang_up(connection.sync_connection.connection.driver_connection)
-
-
 class _SQLiteTransaction:
     """`BEGIN IMMEDIATE … COMMIT`, spoken directly: the driver would begin later, and find its snapshot stale."""
 
@@ -375,28 +326,6 @@ async def _run(connection: AsyncConnection, steps: tuple[Step, ...]) -> Rows:
         result = await connection.execute(step.clause, step.values)
         rows = result.all() if result.returns_rows else ()
     return rows
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-async def _settled(work: Awaitable[_T], budget: _Budget) -> _T:
-    """Wait for *work* to its end, whatever happens to the caller, then let the caller's cancellation go on."""
-    task = asyncio.ensure_future(work)
-    cancellation: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancellation = cancellation or error
-            budget.abandon()
-    if cancellation is not None:
-        if not task.cancelled():
-            task.exception()  # taken note of: nobody is left to tell
-        raise cancellation
-    return task.result()
 
 
 def _log_retry(what: Subject, state: RetryCallState) -> None:

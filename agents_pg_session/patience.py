@@ -1,0 +1,86 @@
+"""Time: how long a verb may take, when a try has had enough of it, and what becomes of a caller that is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from agents_pg_session.wire import hang_up
+
+__all__ = ["Budget", "TimeLimit", "is_cancelled", "settled"]
+
+_T = TypeVar("_T")
+
+
+class Budget:
+    """The time one verb may take, by the event loop's clock; `abandon` ends the retrying, not the try under way."""
+
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.deadline = self._loop.time() + seconds
+        self._abandoned = asyncio.Event()
+
+    @property
+    def spent(self) -> bool:
+        return self._abandoned.is_set() or self._loop.time() >= self.deadline
+
+    def until(self, seconds: float) -> float:
+        return min(self.deadline, self._loop.time() + seconds)
+
+    def abandon(self) -> None:
+        self._abandoned.set()
+
+    async def sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout_at(self.until(seconds)):
+                await self._abandoned.wait()
+        except TimeoutError:
+            pass
+
+
+class TimeLimit:
+    """Hangs up a connection whose answer does not come in time, so that whoever waits for it gets an error at once.
+
+    Cancelling the statement instead would politely ask a server that is not there, and wait for its consent. SQLite
+    needs no limit: it waits for its lock at most the busy timeout, and cannot be stopped in the middle of a commit.
+    """
+
+    reached = False
+    _alarm: asyncio.TimerHandle | None = None
+
+    def start(self, connection: AsyncConnection, deadline: float) -> None:
+        self._alarm = asyncio.get_running_loop().call_at(deadline, self._hang_up, connection)
+
+    def stop(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _hang_up(self, connection: AsyncConnection) -> None:
+        self.reached = True
+        assert connection.sync_connection is not None
+        hang_up(connection.sync_connection.connection.driver_connection)
+
+
+def is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def settled(work: Awaitable[_T], budget: Budget) -> _T:
+    """Wait for *work* to its end, whatever happens to the caller, then let the caller's cancellation go on."""
+    task = asyncio.ensure_future(work)
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancellation = cancellation or error
+            budget.abandon()
+    if cancellation is not None:
+        if not task.cancelled():
+            task.exception()  # taken note of: nobody is left to tell
+        raise cancellation
+    return task.result()
