@@ -237,7 +237,7 @@ class Database:
             finally:
                 limit.stop()
                 if connection is not None:
-                    await asyncio.shield(self._give_back(connection))
+                    await self._give_back(connection)
 
     def _told(self, failure: Exception, *, sent: bool, in_time: bool) -> Exception:
         """Say what a failure was about, where the driver does not: hanging up looks like a lost connection to it."""
@@ -248,9 +248,11 @@ class Database:
         return failure
 
     async def _give_back(self, connection: AsyncConnection) -> None:
+        """Return a connection to its pool: without a pause, unless there is something to end, and then undisturbed."""
         if self._closed:  # its pool is gone: nobody else would close it
             await connection.invalidate()
-        await connection.close()
+        closing = connection.close()
+        await (asyncio.shield(closing) if connection.invalidated or is_cancelled() else closing)
 
     def _isolation(self, command: Command) -> str | None:
         """One statement commits itself.

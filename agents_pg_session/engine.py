@@ -34,6 +34,8 @@ POOL: Mapping[str, Any] = {
     "pool_pre_ping": False,
     # Half an hour: before load balancers forget idle connections, and so that a failover back is noticed.
     "pool_recycle": 1800,
+    # Statements are prepared once per connection, by the drivers' own caches (100 over asyncpg; psycopg, from the sixth
+    # use on). That is plenty: the text of a statement never depends on the size of a batch, so a handful serves all.
 }
 
 #: Seconds to wait for a server to accept a connection, for each host of the URL.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -64,5 +63,5 @@ def hang_up(driver_connection: Any) -> None:
         return
     # psycopg waits for its socket to become readable, which the end of the stream makes it. The socket itself stays
     # open until psycopg closes it: were its number free, somebody else's could take it under psycopg's feet.
-    with socket.socket(fileno=os.dup(driver_connection.fileno())) as duplicate:
+    with socket.fromfd(driver_connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)

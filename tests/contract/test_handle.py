@@ -194,6 +194,18 @@ async def test_create_tables_with_the_first_use(tmp_path: Path, new_id: Callable
         await session.close()
 
 
+async def test_a_file_is_tuned_for_many_readers_and_a_writer(tmp_path: Path) -> None:
+    """Our own SQLite engines: readers do not wait, writers wait for each other, foreign keys count."""
+    async with SessionStore.open(f"sqlite:///{tmp_path / 'new.db'}") as store:
+        async with store.engine.connect() as connection:
+            values = [
+                (await connection.execute(text(f"PRAGMA {name}"))).scalar_one()
+                for name in ("journal_mode", "busy_timeout", "foreign_keys")
+            ]
+
+        assert values == ["wal", 5000, 1]
+
+
 async def test_a_database_in_memory(new_id: Callable[[], str]) -> None:
     """`sqlite://` works, for several tasks at once, and each store has its own."""
     async with SessionStore.open("sqlite://") as store, SessionStore.open("sqlite+aiosqlite:///:memory:") as other:
