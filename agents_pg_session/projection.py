@@ -28,6 +28,10 @@ MAX_DEPTH = 500
 #: Characters of a promoted column. Longer values stay in the item only, so that an index over them never overflows.
 MAX_COLUMN = 512
 
+# Made once: json.dumps would make an encoder for each item.
+_READABLE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_ESCAPED = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
 _INPUT_ROLES = frozenset({"user", "system", "developer"})
 
 
@@ -84,7 +88,7 @@ def encode(item: object, *, place: str) -> str:
     if not isinstance(item, dict):
         raise InvalidItem(f"{place} is {_named(item)}, not a dict")
     try:
-        text = json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _READABLE.encode(item)
     except (TypeError, ValueError, RecursionError):
         text = None
     # json.dumps turns the key 1 into "1" without a word: only a walk finds that.
@@ -94,7 +98,7 @@ def encode(item: object, *, place: str) -> str:
         try:
             text.encode()
         except UnicodeEncodeError:  # a lone surrogate: no UTF-8, but JSON can escape it
-            return json.dumps(item, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+            return _ESCAPED.encode(item)
     return text
 
 
