@@ -106,7 +106,7 @@ class Database:
         are none.
         """
         await self._ensure_tables()
-        budget = Budget(self._retry_for)
+        budget = self.budget()
 
         async def attempt() -> Rows:
             return await self._attempt(command, budget)
@@ -115,14 +115,17 @@ class Database:
         # A read cut short on SQLite would leave a cursor behind, and with it a lock, until somebody collects garbage.
         return await (reading if self._on_postgres else settled(reading, budget))
 
-    async def write(self, write: Write) -> Rows:
+    def budget(self) -> Budget:
+        """Return the time for one verb, from now on; a verb that writes twice takes one for both."""
+        return Budget(self._retry_for)
+
+    async def write(self, write: Write, budget: Budget) -> Rows:
         """Run a mutation so that it takes effect exactly once, and return its rows.
 
         Once it is under way, cancelling the caller waits until it has settled. Raises `StorageUnavailable` when the
         database stays away longer than the budget; the mutation is then there whole, or not at all.
         """
         await self._ensure_tables()
-        budget = Budget(self._retry_for)
         return await settled(self._write(write, budget), budget)
 
     async def create_tables(self) -> None:
@@ -133,7 +136,7 @@ class Database:
     async def transaction(self, verb: str, work: Callable[[Connection], _T], *, writes: bool = True) -> _T:
         """Run *work* on a connection inside one transaction: for schema work, which may be repeated from its start."""
         command = Command(Subject(verb, writes=writes), ())
-        budget = Budget(self._retry_for)
+        budget = self.budget()
 
         async def step(connection: AsyncConnection) -> _T:
             return await connection.run_sync(work)

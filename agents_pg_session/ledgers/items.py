@@ -35,7 +35,8 @@ class Items:
         """
         batch = project(items)
         if batch.rows:
-            await self._database.write(self._database.sql.append(self._key, batch, self._labels))
+            append = self._database.sql.append(self._key, batch, self._labels)
+            await self._database.write(append, self._database.budget())
 
     async def latest(self, limit: int | None = None) -> list[Item]:
         """Return the newest *limit* items, oldest first; all of them without a limit.
@@ -68,9 +69,10 @@ class Items:
 
     async def _take(self, verb: Callable[..., Write]) -> str | None:
         """Run pop or clear; where other writers got in between, once more behind them. Return the event's payload."""
-        rows: Rows = await self._database.write(verb(self._key))
+        budget = self._database.budget()
+        rows: Rows = await self._database.write(verb(self._key), budget)
         if rows and not rows[0].fresh:
-            rows = await self._database.write(verb(self._key, patient=True))
+            rows = await self._database.write(verb(self._key, patient=True), budget)
         return rows[0].payload if rows else None
 
     def _decoded(self, text: object, position: int) -> Item | None:
