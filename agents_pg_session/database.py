@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from agents_pg_session.errors import SchemaOutdated, SessionClosed, SessionError, StorageUnavailable
 from agents_pg_session.failures import Verdict, cause_to_show, describe, judge, sqlstate_of
-from agents_pg_session.patience import Budget, TimeLimit, is_cancelled, settled
+from agents_pg_session.patience import Budget, TimeLimit, cancellations, settled
 from agents_pg_session.pools import Engines
 from agents_pg_session.schema import UPGRADE_COMMAND, checked_schema, create
 from agents_pg_session.statements import Command, Statements, Step, Subject, Write
@@ -214,6 +214,7 @@ class Database:
         sent = False
         connection: AsyncConnection | None = None
         limit = TimeLimit()
+        cancelled_before = cancellations()
         self.require_open()
         async with AsyncExitStack() as turn:
             try:
@@ -232,7 +233,7 @@ class Database:
                 verdict = judge(error, sent=sent)
                 if connection is not None and (verdict is Verdict.DOUBT or sqlstate_of(error) == READ_ONLY):
                     await connection.invalidate()
-                if is_cancelled():
+                if cancellations() > cancelled_before:
                     raise asyncio.CancelledError from failure  # the driver told its own story on the way out
                 if verdict is Verdict.FOREIGN:
                     raise
@@ -255,7 +256,7 @@ class Database:
         if self._closed:  # its pool is gone: nobody else would close it
             await connection.invalidate()
         closing = connection.close()
-        await (asyncio.shield(closing) if connection.invalidated or is_cancelled() else closing)
+        await (asyncio.shield(closing) if connection.invalidated or cancellations() else closing)
 
     def _isolation(self, command: Command) -> str | None:
         """One statement commits itself.

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agents_pg_session.wire import hang_up
 
-__all__ = ["Budget", "TimeLimit", "is_cancelled", "settled"]
+__all__ = ["Budget", "TimeLimit", "cancellations", "settled"]
 
 _T = TypeVar("_T")
 
@@ -52,21 +52,24 @@ class TimeLimit:
     _alarm: asyncio.TimerHandle | None = None
 
     def start(self, connection: AsyncConnection, deadline: float) -> None:
-        self._alarm = asyncio.get_running_loop().call_at(deadline, self._hang_up, connection)
+        assert connection.sync_connection is not None
+        # Looked up now: by then SQLAlchemy may have let go of it, and would make another one to answer.
+        driver_connection = connection.sync_connection.connection.driver_connection
+        self._alarm = asyncio.get_running_loop().call_at(deadline, self._hang_up, driver_connection)
 
     def stop(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
 
-    def _hang_up(self, connection: AsyncConnection) -> None:
+    def _hang_up(self, driver_connection: object) -> None:
         self.reached = True
-        assert connection.sync_connection is not None
-        hang_up(connection.sync_connection.connection.driver_connection)
+        hang_up(driver_connection)
 
 
-def is_cancelled() -> bool:
+def cancellations() -> int:
+    """Return how often the running task was asked to end; it may have been before, and gone on to tidy up."""
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    return task.cancelling() if task is not None else 0
 
 
 async def settled(work: Awaitable[_T], budget: Budget) -> _T:

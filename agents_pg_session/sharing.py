@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakSet, finalize
 
 from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from agents_pg_session.engine import named_memory_url
 from agents_pg_session.pools import Engines, OwnEngines
@@ -68,7 +69,7 @@ class _Share:
         self.turn = pooled.engines.turn
 
     @property
-    def engine(self) -> Any:
+    def engine(self) -> AsyncEngine:
         return self._pooled.engines.engine
 
     async def close(self) -> None:

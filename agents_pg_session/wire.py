@@ -61,6 +61,8 @@ def hang_up(driver_connection: Any) -> None:
     if hasattr(driver_connection, "terminate"):  # asyncpg
         driver_connection.terminate()
         return
+    if driver_connection.closed:
+        return
     # psycopg waits for its socket to become readable, which the end of the stream makes it. The socket itself stays
     # open until psycopg closes it: were its number free, somebody else's could take it under psycopg's feet.
     with socket.fromfd(driver_connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as duplicate:

@@ -11,6 +11,7 @@ from sqlalchemy import URL, make_url
 
 from agents_pg_session import PGSession, SessionStore, StorageUnavailable
 from agents_pg_session.projection import Item
+from agents_pg_session.wire import hang_up
 from tests.items import user
 from tests.proxy import Fault, Proxy
 
@@ -241,6 +242,36 @@ async def test_a_refused_recovery_still_says_that_the_append_is_in_doubt(
 
         assert await session.get_items() == [user("1"), user("2")]
     await observer.execute(f"DROP ROLE {role}")
+
+
+async def test_a_task_that_was_cancelled_can_still_read(session: PGSession, proxy: Proxy) -> None:
+    """Who catches a cancellation and tidies up is retried like anybody else, not cancelled a second time."""
+
+    async def work() -> list[Item]:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            proxy.fault = "answer"
+        return await session.get_items()
+
+    task = asyncio.ensure_future(work())
+    await asyncio.sleep(0)
+    task.cancel()
+
+    assert await task == HISTORY
+    assert proxy.faults == 1
+
+
+async def test_hanging_up_twice_is_nothing(store: SessionStore) -> None:
+    """An alarm that rings when the connection is gone already does no harm."""
+    async with store.engine.connect() as connection:
+        raw = (await connection.get_raw_connection()).driver_connection
+        hang_up(raw)
+        hang_up(raw)
+        await connection.invalidate()
+        hang_up(raw)
+
+    assert (await store.check()).schema == "agents"
 
 
 async def test_a_read_can_be_cancelled_while_the_server_is_frozen(
