@@ -13,20 +13,52 @@ from agents_pg_session.errors import (
     SnapshotNotFound,
     StorageUnavailable,
 )
-from agents_pg_session.records import StoreCheck
+from agents_pg_session.records import (
+    Approval,
+    Event,
+    Page,
+    Run,
+    SessionInfo,
+    SessionUsage,
+    Snapshot,
+    StoreCheck,
+    StoredItem,
+    TokenUsage,
+    ToolRun,
+    Turn,
+    TurnUsage,
+    UsageOf,
+    WaitingRun,
+)
 from agents_pg_session.session import PGSession
 from agents_pg_session.store import SessionStore
+from agents_pg_session.windows import Window
 
 __all__ = [
+    "Approval",
+    "Event",
     "InvalidItem",
     "PGSession",
+    "Page",
+    "Run",
     "SchemaOutdated",
     "SessionClosed",
     "SessionConflict",
     "SessionError",
+    "SessionInfo",
     "SessionNotFound",
     "SessionStore",
+    "SessionUsage",
+    "Snapshot",
     "SnapshotNotFound",
     "StorageUnavailable",
     "StoreCheck",
+    "StoredItem",
+    "TokenUsage",
+    "ToolRun",
+    "Turn",
+    "TurnUsage",
+    "UsageOf",
+    "WaitingRun",
+    "Window",
 ]

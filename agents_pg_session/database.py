@@ -25,6 +25,7 @@ from agents_pg_session.pools import Engines
 from agents_pg_session.schema import UPGRADE_COMMAND, checked_schema, create
 from agents_pg_session.statements import Command, Statements, Step, Subject, Write
 from agents_pg_session.statements.postgres import PostgresStatements
+from agents_pg_session.statements.reads import Reads
 from agents_pg_session.statements.sqlite import SQLiteStatements
 
 __all__ = ["COMMAND_TIMEOUT", "RETRY_FOR", "Database"]
@@ -72,6 +73,7 @@ class Database:
         self._on_postgres = engines.engine.dialect.name == "postgresql"
         self._schema = checked_schema(schema) if self._on_postgres else None
         self.sql: Statements = PostgresStatements(schema) if self._on_postgres else SQLiteStatements()
+        self.reads = Reads(self._schema)
         self._create_tables = create_tables
         self._closed = False
         self._retry_for = _positive("retry_for", retry_for)
@@ -331,6 +333,8 @@ async def _run(connection: AsyncConnection, steps: tuple[Step, ...]) -> Rows:
     for step in steps:
         result = await connection.execute(step.clause, step.values)
         rows = result.all() if result.returns_rows else ()
+        if step.decisive and not rows:
+            break
     return rows
 
 

@@ -17,7 +17,7 @@ from agents.items import TResponseInputItem
 
 from agents_pg_session.errors import InvalidItem
 
-__all__ = ["MAX_DEPTH", "Batch", "Item", "ItemRow", "decode", "encode", "project"]
+__all__ = ["MAX_DEPTH", "Batch", "Item", "ItemRow", "decode", "encode", "encode_value", "project"]
 
 Item = TResponseInputItem
 
@@ -87,18 +87,23 @@ def encode(item: object, *, place: str) -> str:
     """
     if not isinstance(item, dict):
         raise InvalidItem(f"{place} is {_named(item)}, not a dict")
+    return encode_value(item, place=place)
+
+
+def encode_value(value: object, *, place: str) -> str:
+    """Return any JSON value as text, as `encode` does for an item."""
     try:
-        text = _READABLE.encode(item)
+        text = _READABLE.encode(value)
     except (TypeError, ValueError, RecursionError):
         text = None
     # json.dumps turns the key 1 into "1" without a word: only a walk finds that.
-    if text is None or not _has_string_keys_within_depth(item):
-        raise InvalidItem(f"{place}{_fault(item)}") from None
+    if text is None or (isinstance(value, dict | list | tuple) and not _has_string_keys_within_depth(value)):
+        raise InvalidItem(f"{place}{_fault(value)}") from None
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:  # a lone surrogate: no UTF-8, but JSON can escape it
-            return _ESCAPED.encode(item)
+            return _ESCAPED.encode(value)
     return text
 
 
@@ -143,7 +148,7 @@ def _column(value: object) -> str | None:
     return str(value)
 
 
-def _has_string_keys_within_depth(item: dict[Any, Any]) -> bool:
+def _has_string_keys_within_depth(item: object) -> bool:
     """Walk level by level: no recursion, so depth is only a count."""
     level: list[Any] = [item]
     for _ in range(MAX_DEPTH):
@@ -161,7 +166,7 @@ def _has_string_keys_within_depth(item: dict[Any, Any]) -> bool:
     return False
 
 
-def _fault(item: dict[Any, Any]) -> str:
+def _fault(item: object) -> str:
     """Find the first thing JSON has no form for, as `path is what`. Runs only when an item was refused."""
     stack: list[tuple[str, int, object]] = [("", 0, item)]
     while stack:

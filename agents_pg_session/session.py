@@ -1,31 +1,44 @@
-"""`PGSession`: the Agents SDK's session protocol over one conversation in the database."""
+"""`PGSession`: the Agents SDK's session protocol over one conversation in the database, and its record."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from agents import Agent, RunContextWrapper, RunHooks, RunState
 from agents.memory import SessionSettings
 
 from agents_pg_session.database import COMMAND_TIMEOUT, RETRY_FOR, Database
-from agents_pg_session.errors import InvalidItem
+from agents_pg_session.labels import checked_labels, checked_text
+from agents_pg_session.leases import Exclusive
+from agents_pg_session.ledgers.control import Control
+from agents_pg_session.ledgers.events import Events
+from agents_pg_session.ledgers.history import CompactionSnapshot, History
 from agents_pg_session.ledgers.items import Items
+from agents_pg_session.ledgers.runs import Runs
+from agents_pg_session.ledgers.scope import Scope
+from agents_pg_session.ledgers.snapshots import Snapshots
+from agents_pg_session.ledgers.tool_runs import ToolRuns
+from agents_pg_session.paging import checked_limit
+from agents_pg_session.pauses import pause, resume
 from agents_pg_session.pools import BorrowedEngine
-from agents_pg_session.projection import Item, encode
+from agents_pg_session.projection import Item
+from agents_pg_session.recorder import Recorder, Recording
+from agents_pg_session.records import SessionInfo, SessionUsage, StoredItem, Turn
 from agents_pg_session.sharing import shared_engines
-from agents_pg_session.statements import Key, Labels
+from agents_pg_session.statements import Key
+from agents_pg_session.summaries import summarize
+from agents_pg_session.tenants import Tenant, Whose
+from agents_pg_session.tracking import RunBook, TrackedRun
+from agents_pg_session.windows import Window
 
 if TYPE_CHECKING:
-    from agents import RunContextWrapper
+    from agents.result import RunResultBase
     from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["PGSession"]
-
-#: Bytes of UTF-8 a tenant, a session id, an agent or a user id may have: four of them fit into one index entry.
-MAX_ID_BYTES = 512
 
 
 class PGSession:
@@ -38,9 +51,12 @@ class PGSession:
     `PGSession.from_url` for a single session.
 
     *session_id*, *tenant*, *agent* and *user_id* are text of at most 512 bytes without NUL; whatever else they
-    contain is safe. *agent*, *user_id* and *metadata* (a JSON object, at most what jsonb takes: no NUL) are written
-    to the session's row with the next append. *schema* is the PostgreSQL schema of the tables. *retry_for* is how
-    many seconds a call may take while the database is away, before it raises `StorageUnavailable`.
+    contain is safe. *tenant* may be a function of the run's context; without an answer the call raises. *agent*,
+    *user_id* and *metadata* (a JSON object, at most what jsonb takes: no NUL) are written to the session's row with
+    the next append. *window* decides what of a long conversation `get_items` gives the model. With
+    *expect*="unchanged" an append raises `SessionConflict` if another writer came first since this handle last read.
+    *schema* is the PostgreSQL schema of the tables. *retry_for* is how many seconds a call may take while the
+    database is away, before it raises `StorageUnavailable`.
 
     Raises `ValueError` for ids that cannot be stored.
     """
@@ -52,19 +68,23 @@ class PGSession:
         session_id: str,
         *,
         engine: AsyncEngine | Database,
-        tenant: str = "",
+        tenant: Tenant = "",
         create_tables: bool = False,
         session_settings: SessionSettings | dict[str, Any] | None = None,
         schema: str = "agents",
         agent: str | None = None,
         user_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        window: Window | None = None,
+        expect: Literal["unchanged"] | None = None,
         retry_for: float = RETRY_FOR,
         command_timeout: float = COMMAND_TIMEOUT,
     ) -> None:
-        self.session_id = _checked_id("session_id", session_id)
-        if not session_id:
-            raise ValueError("session_id must not be empty")
+        self.session_id = checked_text("session_id", session_id)
+        if expect not in (None, "unchanged"):
+            raise ValueError(f'expect must be "unchanged" or None, not {expect!r}')
+        if window is not None and not isinstance(window, Window):
+            raise ValueError(f"window must be a Window, not {type(window).__name__}: Window(turns=10)")
         if isinstance(engine, Database):  # from a store or a URL
             self._database = engine
         else:
@@ -76,8 +96,15 @@ class PGSession:
                 command_timeout=command_timeout,
             )
         self._owns_database = False
-        self._key = Key(_checked_id("tenant", tenant), session_id)
-        self._items = Items(self._database, self._key, _labels(agent, user_id, metadata))
+        self._whose = Whose(tenant, session_id)
+        self._window = window
+        self._book = RunBook()
+        scope = self._scope = Scope(self._database, self._whose.key, checked_labels(agent, user_id, metadata))
+        self._items = Items(scope, expecting=expect is not None)
+        self._history = History(scope, self._items)
+        self._control = Control(scope)
+        self._runs, self._tool_runs, self._events = Runs(scope), ToolRuns(scope), Events(scope)
+        self._snapshots = Snapshots(scope)
         self.session_settings = session_settings if session_settings is not None else SessionSettings()
 
     @classmethod
@@ -87,13 +114,15 @@ class PGSession:
         *,
         url: str | URL,
         engine_kwargs: Mapping[str, Any] | None = None,
-        tenant: str = "",
+        tenant: Tenant = "",
         create_tables: bool = False,
         session_settings: SessionSettings | dict[str, Any] | None = None,
         schema: str = "agents",
         agent: str | None = None,
         user_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        window: Window | None = None,
+        expect: Literal["unchanged"] | None = None,
         retry_for: float = RETRY_FOR,
         command_timeout: float = COMMAND_TIMEOUT,
         pgbouncer: bool = False,
@@ -118,19 +147,20 @@ class PGSession:
             agent=agent,
             user_id=user_id,
             metadata=metadata,
+            window=window,
+            expect=expect,
             **kwargs,
         )
         session._owns_database = True
         return session
 
     def __repr__(self) -> str:
-        tenant = f", tenant={self._key.tenant_id!r}" if self._key.tenant_id else ""
-        return f"{type(self).__name__}({self.session_id!r}{tenant})"
+        return f"{type(self).__name__}({self._whose!r})"
 
     @property
     def tenant(self) -> str:
-        """The tenant this handle is confined to."""
-        return self._key.tenant_id
+        """The tenant this handle is confined to. Raises `SessionError` where only a run can tell it."""
+        return self._whose.key().tenant_id
 
     @property
     def session_settings(self) -> SessionSettings | None:
@@ -153,40 +183,210 @@ class PGSession:
         """The engine this handle uses: yours, or the one of the running event loop."""
         return self._database.engine
 
+    # -- the SDK's protocol
+
     async def get_items(self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None) -> list[Item]:
-        """Return the newest *limit* items, oldest first; without a limit, `session_settings.limit`, else all.
+        """Return the newest *limit* items, oldest first; without it what window or `session_settings` say, else all.
 
         An empty list always means an empty session: when the database stays away, this raises `StorageUnavailable`.
         Raises `ValueError` for a negative limit.
         """
-        self._database.require_open()
-        if limit is None and self.session_settings is not None:
-            limit = self.session_settings.limit
-        if limit is not None and (not isinstance(limit, int) or limit < 0):
-            raise ValueError(f"limit must be a whole number, zero or more, not {limit!r}")
-        return await self._items.latest(limit)
+        key, run = self._within(wrapper)
+        if limit is None and self._window is not None:
+            items = await self._items.within(key, self._window)
+        else:
+            if limit is None and self.session_settings is not None:
+                limit = self.session_settings.limit
+            if limit is not None and (not isinstance(limit, int) or limit < 0):
+                raise ValueError(f"limit must be a whole number, zero or more, not {limit!r}")
+            items = await self._items.latest(key, limit)
+        if run is not None:
+            run.saw(items)
+        return items
 
     async def add_items(self, items: list[Item], *, wrapper: RunContextWrapper[Any] | None = None) -> None:
         """Append *items*, in order, together or not at all, exactly once: a lost connection is retried safely.
 
-        Nothing to append is no call to the database. Raises `InvalidItem` naming the place of what JSON cannot hold,
-        and `StorageUnavailable` when the database stays away.
+        What the run did since its last append (tool runs, tokens, events) is written with them. Nothing to append is no
+        call to the database. Raises `InvalidItem` naming the place of what JSON cannot hold, `SessionConflict` if this
+        handle expects to be the only writer and was not, and `StorageUnavailable` when the database stays away.
         """
-        self._database.require_open()
-        await self._items.append(items)
+        key, run = self._within(wrapper)
+        await self._items.append(key, items, run)
 
     async def pop_item(self, *, wrapper: RunContextWrapper[Any] | None = None) -> Item | None:
         """Take out the newest item and return it.
 
         None when the session is empty. Two callers never get the same one.
         """
-        self._database.require_open()
-        return await self._items.pop()
+        key, _ = self._within(wrapper)
+        return await self._items.pop(key)
 
     async def clear_session(self, *, wrapper: RunContextWrapper[Any] | None = None) -> None:
         """Take out all items at one moment. The session's row stays: positions are never handed out twice."""
+        key, _ = self._within(wrapper)
+        await self._items.clear(key)
+
+    # -- the record
+
+    @property
+    def runs(self) -> Runs:
+        """Its runs: `list`, `get`, `latest`, `usage`."""
+        return self._runs
+
+    @property
+    def tool_runs(self) -> ToolRuns:
+        """Its tool runs: `list`, `get`, `latest`."""
+        return self._tool_runs
+
+    @property
+    def events(self) -> Events:
+        """What happened beside the items: `record`, `list`, `get`, `latest`."""
+        return self._events
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """Versions of remembered state: `save`, `latest`, `get`, `list`, `diff`."""
+        return self._snapshots
+
+    def hooks(self, wrap: RunHooks[Any] | None = None) -> Recorder:
+        """Return hooks for `Runner.run(…, hooks=…)` that measure what items do not tell; yours are called unchanged.
+
+        Times and errors of tools, model latency, hand-offs and the completion of the run are kept in memory and written
+        by the run's next append: no call to the database of their own.
+        """
+        return Recorder(self._book, wrap=wrap)
+
+    def recording(self, hooks: RunHooks[Any] | None = None) -> Recording:
+        """Record the runs of an `async with` block, and at its end how each of them ended.
+
+        Pass `run.hooks` to the Runner. The exit writes in one round trip what is left: completed, failed with the
+        exception, interrupted (waits for an approval) or cancelled.
+        """
+        return Recording(self._book, flush=self._flush, hooks=hooks)
+
+    async def info(self) -> SessionInfo:
+        """Return what the session is now. Raises `SessionNotFound` before the first append."""
+        return await self._control.info()
+
+    async def turns(self, limit: int | None = None, *, before: int | None = None) -> list[Turn]:
+        """Return the conversation by turns, oldest first: the newest *limit*, of those *before* a turn's number."""
+        return await self._items.turns(None if limit is None else checked_limit(limit), before)
+
+    async def usage(self) -> SessionUsage:
+        """Return what the session cost in tokens, in all and per turn."""
+        return await self._runs.usage()
+
+    async def find(self, text: str, *, limit: int = 50) -> list[StoredItem]:
+        """Return the newest items in which somebody or something says *text*, whatever the case, newest first."""
+        if not isinstance(text, str) or not text:
+            raise ValueError("text must be a string that is not empty")
+        return await self._items.find(text, checked_limit(limit))
+
+    async def end(self, status: str = "ended") -> None:
+        """Mark the session as over, with a word of yours if you like. An append makes it active again.
+
+        Raises `SessionNotFound` before the first append.
+        """
+        await self._control.end(checked_text("status", status))
+
+    async def fork(self, session_id: str, *, before_turn: int | None = None) -> PGSession:
+        """Copy the session, up to *before_turn* if given, into a new one and return its handle: edit and regenerate.
+
+        The copy knows where it came from; what its source has spent stays with the source. Raises `SessionConflict` if
+        that id is taken, `SessionNotFound` if there is nothing to copy.
+        """
+        key = Key(self._whose.key().tenant_id, checked_text("session_id", session_id))
+        await self._control.fork(key, before_turn)
+        return PGSession(
+            session_id, engine=self._database, tenant=key.tenant_id, session_settings=self.session_settings,
+            window=self._window,
+        )  # fmt: skip
+
+    async def delete(self) -> bool:
+        """Erase the session and everything about it; False if it was not there."""
+        return await self._control.delete()
+
+    # -- memory
+
+    async def summarize(
+        self, write: Callable[[list[Item]], Awaitable[str]], *, keep_turns: int = 0, kind: str = "summary"
+    ) -> int | None:
+        """Let *write* summarise what is not summarised yet, and save the next version; None if there is nothing new.
+
+        *write* is given the previous summary as a system message, if there is one, and the items since. The newest
+        *keep_turns* turns are left alone, and a call is never split from its output. Returns the version.
+        Nothing is deleted: `window=Window(summary="summary")` gives the model the summary and what came after it.
+        """
+        window = self._window if self._window is not None and self._window.summary == kind else Window(summary=kind)
+        return await summarize(self._scope, self._items, self._snapshots, write, keep_turns=keep_turns, window=window)
+
+    async def restore(self, version: int) -> None:
+        """Bring back what a compaction replaced: `history` snapshot *version* returns to where it stood.
+
+        What stood for it is kept as the next version. Raises `SnapshotNotFound`, and `SessionConflict` if that is not
+        there whole any more.
+        """
+        await self._history.restore(version)
+
+    # -- paused runs, one at a time
+
+    async def pause(self, result: RunResultBase | RunState[Any, Any], **options: Any) -> int:
+        """Store a run that waits for approvals and mark the session waiting; return the snapshot's version.
+
+        *options* go to the SDK's `RunState.to_json` (`context_serializer`, `strict_context` …). Raises `ValueError` for
+        a run that waits for nothing.
+        """
+        return await pause(self._snapshots, self._book, result, options)
+
+    async def resume(self, agent: Agent[Any], *, claim_for: float = 300.0, **options: Any) -> RunState[Any, Any]:
+        """Claim the paused run and return its state: approve or reject, then run it on this same handle.
+
+        Of all workers that try, one gets it; the others raise `SessionConflict`. If that worker appends nothing within
+        *claim_for* seconds, the next one may have it. *options* go to the SDK's `RunState.from_json`
+        (`context_override`, `context_deserializer` …). Raises `SnapshotNotFound` if no run was paused.
+        """
+        return await resume(self._scope, self._items, agent, claim_for, options)
+
+    def exclusive(self, *, wait: float = 30.0, lease_for: float = 30.0) -> Exclusive[Self]:
+        """Run the session alone for an `async with` block, waiting up to *wait* seconds for whoever does so now.
+
+        A heartbeat keeps the lease; when its holder dies it ends after *lease_for* seconds. Appends of a holder that
+        lost it raise `SessionConflict`, and so does waiting in vain.
+        """
+        return Exclusive(self, self._scope, self._items, wait=wait, lease_for=lease_for)
+
+    # -- what the SDK's compaction looks for
+
+    async def _get_compaction_snapshot(
+        self, limit: int, *, prune_prefix: Callable[[Item], bool] | None = None
+    ) -> CompactionSnapshot | None:
+        """Return the newest items and how to replace a tail. Expired ones (*prune_prefix*) are retention's business."""
+        ours = PGSession.add_items, PGSession.get_items
+        if (type(self).add_items, type(self).get_items) != ours:
+            return None  # a subclass may store items in a form of its own
+        return await self._history.compaction_snapshot(limit)
+
+    async def _atomic_replace_items(self, items: list[Item]) -> bool:
+        """Replace the whole history; False if there is no session."""
+        return await self._history.replace(items)
+
+    # -- inside
+
+    def _within(self, wrapper: RunContextWrapper[Any] | None) -> tuple[Key, TrackedRun | None]:
+        """Return whose session it is in this run, and what is known of the run."""
         self._database.require_open()
-        await self._items.clear()
+        if not isinstance(wrapper, RunContextWrapper):
+            return self._whose.key(), None
+        key = self._whose.key_in(wrapper)
+        return key, self._book.run_of(wrapper, key)
+
+    async def _flush(self, run: TrackedRun) -> None:
+        """Write a run's last words. Only the newest run of this handle says what the session waits for."""
+        newest = self._book.runs[-1:] == [run]
+        await self._items.flush(run, waiting=newest and run.status == "interrupted")
+
+    # -- closing
 
     async def close(self) -> None:
         """Give back what this handle owns. A handle on your engine or from a store owns nothing and stays usable."""
@@ -200,48 +400,3 @@ class PGSession:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _checked_id(name: str, value: object) -> str:
-    """Return *value* if a key column and the indexes over it can hold it."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a string, not {type(value).__name__}")
-    if "\0" in value:
-        raise ValueError(f"{name} must not contain NUL: PostgreSQL cannot store it")
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} must not contain a lone surrogate: it has no UTF-8") from None
-    if size > MAX_ID_BYTES:
-        raise ValueError(f"{name} must be at most {MAX_ID_BYTES} bytes of UTF-8, not {size}")
-    return value
-
-
-def _labels(agent: str | None, user_id: str | None, metadata: Mapping[str, Any] | None) -> Labels:
-    return Labels(
-        agent=None if agent is None else _checked_id("agent", agent),
-        user_id=None if user_id is None else _checked_id("user_id", user_id),
-        metadata=None if metadata is None else _metadata_text(metadata),
-    )
-
-
-def _metadata_text(metadata: Mapping[str, Any]) -> str:
-    """Return the metadata as JSON text that jsonb takes, or raise `ValueError` naming what it does not take."""
-    if not isinstance(metadata, Mapping):
-        raise InvalidItem(f"metadata must be a dict, not {type(metadata).__name__}")
-    text = encode(dict(metadata), place="metadata")
-    if not _fits_jsonb(json.loads(text)):
-        raise InvalidItem("metadata contains NUL or a lone surrogate, which jsonb cannot hold")
-    return text
-
-
-def _fits_jsonb(value: object) -> bool:
-    match value:
-        case str():
-            return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
-        case dict():
-            return all(_fits_jsonb(each) for pair in value.items() for each in pair)
-        case list():
-            return all(map(_fits_jsonb, value))
-        case _:
-            return True

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from agents_pg_session.database import COMMAND_TIMEOUT, RETRY_FOR, Database
+from agents_pg_session.labels import checked_id, metadata_text
+from agents_pg_session.ledgers.mapping import session_info, sums, tool_run, waiting_run
+from agents_pg_session.paging import checked_limit, page, read_cursor
 from agents_pg_session.pools import BorrowedEngine, OwnEngines
-from agents_pg_session.records import StoreCheck
+from agents_pg_session.records import Page, SessionInfo, StoreCheck, ToolRun, UsageOf, WaitingRun
 from agents_pg_session.schema import require_current
 from agents_pg_session.session import PGSession
+from agents_pg_session.tenants import Tenant
+from agents_pg_session.windows import Window
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -18,6 +25,13 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["SessionStore"]
+
+#: What the cursors of lists across sessions hold: of one tenant, and of all.
+_SESSION_KEYS = ("active_at", "session_id", "tenant")
+_SESSION_KEY = ((datetime, str), (datetime, str, str))
+_TOOL_RUN_KEY = ((datetime, str, int), (datetime, str, int, str))
+
+_Moment = TypeVar("_Moment", datetime | None, datetime | timedelta | None)
 
 
 class SessionStore:
@@ -74,15 +88,18 @@ class SessionStore:
         self,
         session_id: str,
         *,
-        tenant: str = "",
+        tenant: Tenant = "",
         agent: str | None = None,
         user_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        window: Window | None = None,
+        expect: Literal["unchanged"] | None = None,
         session_settings: SessionSettings | dict[str, Any] | None = None,
     ) -> PGSession:
         """Return a handle on one conversation; no database is asked, so make one per request.
 
         *agent*, *user_id* and *metadata* are written to the session's row with the next append, in the same statement.
+        *tenant* may be told by the run: `tenant=lambda run: run.context.org_id`. See `PGSession` for the rest.
         """
         self._database.require_open()
         return PGSession(
@@ -93,7 +110,95 @@ class SessionStore:
             agent=agent,
             user_id=user_id,
             metadata=metadata,
+            window=window,
+            expect=expect,
         )
+
+    # -- across sessions
+
+    async def sessions(
+        self,
+        *,
+        tenant: str = "",
+        all_tenants: bool = False,
+        user_id: str | None = None,
+        agent: str | None = None,
+        status: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        limit: int = 50,
+        after: str | None = None,
+    ) -> Page[SessionInfo]:
+        """Return the sessions of a tenant, the one whose last turn began last first.
+
+        *metadata* is what a session's metadata must contain, as jsonb's `@>` has it. *after* is the `cursor` of a page
+        before. Raises `ValueError` for a cursor of another list.
+        """
+        filters = {"user_id": user_id, "agent": agent, "status": status}
+        contained = None if metadata is None else metadata_text(metadata)
+        limit, place = checked_limit(limit), read_cursor(after, *_SESSION_KEY[all_tenants])
+        whose = self._whose(tenant, all_tenants)
+        rows = await self._database.read(self._database.reads.sessions(whose, filters, contained, place, limit))
+        records = [session_info(row) for row in rows]
+        keys = _SESSION_KEYS[: 3 if all_tenants else 2]
+        return page(records, limit, lambda record: [getattr(record, key) for key in keys], after)
+
+    async def tool_runs(
+        self,
+        *,
+        tenant: str = "",
+        all_tenants: bool = False,
+        status: str | None = None,
+        tool_name: str | None = None,
+        since: datetime | timedelta | None = None,
+        limit: int = 50,
+        after: str | None = None,
+    ) -> Page[ToolRun]:
+        """Return the tool runs of a tenant's sessions, newest first: `tool_runs(status="failed", since=timedelta(1))`.
+
+        A timedelta reaches back from the database's present.
+        """
+        filters = {"status": status, "tool_name": tool_name}
+        limit, place = checked_limit(limit), read_cursor(after, *_TOOL_RUN_KEY[all_tenants])
+        whose = self._whose(tenant, all_tenants)
+        command = self._database.reads.all_tool_runs(whose, filters, _checked_moment("since", since), place, limit)
+        records = [tool_run(row) for row in await self._database.read(command)]
+        keys = ("created_at", "session_id", "position", "tenant")[: 4 if all_tenants else 3]
+        return page(records, limit, lambda record: [getattr(record, key) for key in keys], after)
+
+    async def waiting(
+        self, *, tenant: str = "", all_tenants: bool = False, limit: int = 50, after: str | None = None
+    ) -> Page[WaitingRun]:
+        """Return the sessions whose run waits for an approval, with the tools and arguments it asks for."""
+        limit, place = checked_limit(limit), read_cursor(after, *_SESSION_KEY[all_tenants])
+        rows = await self._database.read(self._database.reads.waiting(self._whose(tenant, all_tenants), place, limit))
+        keys = _SESSION_KEYS[: 3 if all_tenants else 2]
+        records = [waiting_run(row) for row in rows]
+        return page(records, limit, lambda record: [getattr(record, key) for key in keys], after)
+
+    async def usage(
+        self,
+        *,
+        by: Literal["agent", "user", "tenant", "day"],
+        tenant: str = "",
+        all_tenants: bool = False,
+        since: datetime | timedelta | None = None,
+        until: datetime | None = None,
+    ) -> list[UsageOf]:
+        """Return what runs that began in that time cost in tokens, by agent, user, tenant or day (UTC)."""
+        if by not in ("agent", "user", "tenant", "day"):
+            raise ValueError(f'by must be "agent", "user", "tenant" or "day", not {by!r}')
+        times = _checked_moment("since", since), _checked_moment("until", until)
+        command = self._database.reads.usage_by(by, self._whose(tenant, all_tenants), times[0], times[1])
+        return [UsageOf(**asdict(sums(row)), of=row.of) for row in await self._database.read(command)]
+
+    def _whose(self, tenant: str, all_tenants: bool) -> str | None:
+        """Return the tenant that is asked about; None for all of them, which has to be said by name."""
+        self._database.require_open()
+        if all_tenants and tenant:
+            raise ValueError("tenant and all_tenants exclude each other")
+        return None if all_tenants else checked_id("tenant", tenant)
+
+    # -- the database
 
     async def create_tables(self) -> None:
         """Create the tables if they are missing, and stamp the revision; any number of processes may do so at once.
@@ -130,3 +235,12 @@ class SessionStore:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _checked_moment(name: str, value: _Moment) -> _Moment:
+    """Return a time that says which zone it is in, or a duration; raise `ValueError` for anything else."""
+    if isinstance(value, datetime) and value.tzinfo is None:
+        raise ValueError(f"{name} must be an aware datetime, with a time zone: datetime.now(timezone.utc)")
+    if value is not None and not isinstance(value, datetime | timedelta):
+        raise ValueError(f"{name} must be a datetime or a timedelta, not {type(value).__name__}")
+    return value

@@ -27,6 +27,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Double,
     ForeignKeyConstraint,
     Index,
     Integer,
@@ -125,7 +126,15 @@ def _sessions(metadata: MetaData) -> Table:
         Column("ended_at", _TIME),
         Column("fenced_ids", _UUIDS, nullable=False, server_default=text("'{}'")),
         Column("metadata", _JSONB, nullable=False, server_default=text("'{}'")),
+        # Who runs alone, if anybody asked for that, and until when without another heartbeat.
+        Column("lease_id", _UUID),
+        Column("lease_until", _TIME),
         _primary_key(),
+        # Lists of sessions, newest activity first. Only an append that starts a turn changes an indexed column.
+        Index("ix_sessions_active", "tenant_id", "active_at", "session_id"),
+        Index("ix_sessions_agent", "tenant_id", "agent", "active_at", "session_id"),
+        Index("ix_sessions_user", "tenant_id", "user_id", "active_at", "session_id"),
+        Index("ix_sessions_status", "tenant_id", "status", "active_at", "session_id"),
         CheckConstraint(
             "item_count >= 0 AND message_count >= 0 AND turn_count >= 0 AND last_position >= item_count",
             name="counts",
@@ -170,6 +179,7 @@ def _tool_runs(metadata: MetaData, sessions: Table) -> Table:
         Column("finished_at", _TIME),
         Column("error", Text),
         Column("arguments", _JSON),
+        _time("created_at"),
         # Not the call id: some providers use the same one again within a conversation.
         _primary_key("call_position"),
         _of_session(sessions),
@@ -181,6 +191,19 @@ def _tool_runs(metadata: MetaData, sessions: Table) -> Table:
             "call_position",
             postgresql_where=text("status = 'running'"),
             sqlite_where=text("status = 'running'"),
+        ),
+        # Across sessions, newest first: all of them, those of one tool, and the few that did not succeed.
+        Index("ix_tool_runs_recent", "tenant_id", "created_at", "session_id", "call_position"),
+        Index("ix_tool_runs_named", "tenant_id", "tool_name", "created_at", "session_id", "call_position"),
+        Index(
+            "ix_tool_runs_troubled",
+            "tenant_id",
+            "status",
+            "created_at",
+            "session_id",
+            "call_position",
+            postgresql_where=text("status <> 'succeeded'"),
+            sqlite_where=text("status <> 'succeeded'"),
         ),
     )
 
@@ -205,8 +228,12 @@ def _runs(metadata: MetaData, sessions: Table) -> Table:
         Column("finished_at", _TIME),
         Column("error", Text),
         Column("usage_details", _JSON),
+        _count("turn"),
+        Column("model_seconds", Double, nullable=False, server_default=text("0")),
         _primary_key("run_id"),
         _of_session(sessions),
+        Index("ix_runs_session", "tenant_id", "session_id", "started_at", "run_id"),
+        Index("ix_runs_recent", "tenant_id", "started_at"),
         CheckConstraint("status IN ('running', 'completed', 'failed', 'interrupted', 'cancelled')", name="status"),
     )
 
@@ -244,6 +271,7 @@ def _snapshots(metadata: MetaData, sessions: Table) -> Table:
         _time("created_at"),
         Column("content", _JSON, nullable=False),
         Column("metadata", _JSON),
+        Column("claimed_until", _TIME),
         _primary_key("kind", "version"),
         _of_session(sessions),
         CheckConstraint("version > 0", name="version"),
@@ -290,10 +318,11 @@ _VIEWS = {
                  ORDER BY t.call_position DESC LIMIT 1) AS running_tool,
                s.active_at, s.updated_at, s.ended_at
           FROM {sessions} s""",
-    # Per tool run: what it was asked and what it answered.
+    # Per tool run: what it was asked, what it answered, and how long that took.
     "tool_run_details": """
         SELECT t.tenant_id, t.session_id, t.call_position, t.output_position, t.call_id, t.tool_name, t.tool_type,
-               t.agent, t.run_id, t.status, t.error, t.started_at, t.finished_at,
+               t.agent, t.run_id, t.status, t.error, t.created_at, t.started_at, t.finished_at,
+               {tool_duration} AS duration_seconds,
                t.arguments, c.item AS call_item, o.item AS output_item
           FROM {tool_runs} t
           LEFT JOIN {items} c ON c.tenant_id = t.tenant_id AND c.session_id = t.session_id
@@ -302,9 +331,15 @@ _VIEWS = {
                              AND o.position = t.output_position""",
 }
 
-_DURATION = {
-    "postgresql": "CAST(extract(epoch FROM coalesce(s.ended_at, s.updated_at) - s.created_at) AS double precision)",
-    "sqlite": "(julianday(coalesce(s.ended_at, s.updated_at)) - julianday(s.created_at)) * 86400.0",
+_DURATIONS = {
+    "postgresql": {
+        "duration": "CAST(extract(epoch FROM coalesce(s.ended_at, s.updated_at) - s.created_at) AS double precision)",
+        "tool_duration": "CAST(extract(epoch FROM t.finished_at - t.started_at) AS double precision)",
+    },
+    "sqlite": {
+        "duration": "(julianday(coalesce(s.ended_at, s.updated_at)) - julianday(s.created_at)) * 86400.0",
+        "tool_duration": "(julianday(t.finished_at) - julianday(t.started_at)) * 86400.0",
+    },
 }
 
 
@@ -313,7 +348,11 @@ def storage_statements(prefix: str) -> list[str]:
 
     Every append updates the session's row: room on its page keeps the update HOT, which writes no index.
     """
-    return [f"ALTER TABLE {prefix}sessions SET (fillfactor = 80)"]
+    return [
+        f"ALTER TABLE {prefix}sessions SET (fillfactor = 80)",
+        # Containment (`metadata @> …`) is the only question asked of it.
+        f"CREATE INDEX ix_sessions_metadata ON {prefix}sessions USING gin (metadata jsonb_path_ops)",
+    ]
 
 
 def view_statements(prefix: str, dialect: str) -> dict[str, str]:
@@ -322,11 +361,8 @@ def view_statements(prefix: str, dialect: str) -> dict[str, str]:
     The views read the counters of `sessions` and probe primary keys from behind: on a session of any length they cost
     a handful of pages.
     """
-    names = {name: f"{prefix}{name}" for name in TABLES}
-    return {
-        view: f"CREATE VIEW {prefix}{view} AS{_render(body, {**names, 'duration': _DURATION[dialect]})}"
-        for view, body in _VIEWS.items()
-    }
+    values = {name: f"{prefix}{name}" for name in TABLES} | _DURATIONS[dialect]
+    return {view: f"CREATE VIEW {prefix}{view} AS{_render(body, values)}" for view, body in _VIEWS.items()}
 
 
 def _render(template: str, values: dict[str, str]) -> str:

@@ -1,15 +1,28 @@
-"""The conversation: append, latest, pop, clear."""
+"""The conversation: append, latest, pop, clear, and reading it by turns."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
+from itertools import groupby
+from typing import Any, cast
 
-from agents_pg_session.database import Database, Rows
-from agents_pg_session.projection import Item, decode, project
-from agents_pg_session.statements import Key, Labels, Write
+from sqlalchemy import Row
+
+from agents_pg_session.database import Rows
+from agents_pg_session.entries import Entry, Guard, compose
+from agents_pg_session.errors import SessionConflict
+from agents_pg_session.ledgers.mapping import moment
+from agents_pg_session.ledgers.scope import Scope
+from agents_pg_session.projection import Item, decode
+from agents_pg_session.records import StoredItem, Turn
+from agents_pg_session.statements import Key
+from agents_pg_session.tracking import TrackedRun
+from agents_pg_session.windows import Placed, Window, enough, first_fetch, select
 
 __all__ = ["Items"]
 
@@ -22,23 +35,45 @@ _NO_MORE_THAN = 2**63 - 1
 class Items:
     """The items of one session, in the order of their positions."""
 
-    def __init__(self, database: Database, key: Key, labels: Labels) -> None:
-        self._database = database
-        self._key = key
-        self._labels = labels
+    def __init__(self, scope: Scope, *, expecting: bool = False) -> None:
+        self._scope = scope
+        self._database = scope.database
+        self._expecting = expecting
+        self._extent: tuple[int, int] | None = None  # the session as this handle knows it: last position, item count
+        self._lock = asyncio.Lock()
+        self.lease_id: str | None = None
 
-    async def append(self, items: Sequence[Item]) -> None:
-        """Append *items* behind all others, together or not at all, exactly once.
+    async def append(self, key: Key, items: Sequence[Item], run: TrackedRun | None = None) -> None:
+        """Append *items* behind all others, with what *run* has to say, together or not at all, exactly once.
 
         The first append creates the session. Raises `InvalidItem` before anything is written when one of them cannot be
-        stored, `StorageUnavailable` when the database stays away.
+        stored, `SessionConflict` when another writer came first and that matters to this handle, `StorageUnavailable`
+        when the database stays away.
         """
-        batch = project(items)
-        if batch.rows:
-            append = self._database.sql.append(self._key, batch, self._labels)
-            await self._database.write(append, self._database.budget())
+        async with self._in_turn():
+            report = run.report() if run is not None else None
+            entry = compose(
+                items, self._scope.labels, guard=self._guard(), report=report, names=run.names if run else None
+            )
+            if not entry.batch.rows:
+                return
+            row = await self._write(key, entry)
+            self._know(row.last_position, row.item_count)
+        if run is not None and report is not None:
+            run.written(report)
+            run.saw(items)
 
-    async def latest(self, limit: int | None = None) -> list[Item]:
+    async def flush(self, run: TrackedRun, *, waiting: bool) -> None:
+        """Write what *run* still has to say, without an item; a session that is gone by now stays gone."""
+        assert run.key is not None, "only runs the session has seen are flushed"
+        if waiting:
+            run.note_approvals()
+        report = run.report()
+        entry = compose((), self._scope.labels, report=report, names=run.names, status="waiting" if waiting else None)
+        await self._database.write(self._database.sql.append(run.key, entry), self._database.budget())
+        run.written(report)
+
+    async def latest(self, key: Key, limit: int | None = None) -> list[Item]:
         """Return the newest *limit* items, oldest first; all of them without a limit.
 
         Rows that hold no JSON object (edited by hand) are skipped, logged and not counted. Raises `StorageUnavailable`
@@ -48,38 +83,159 @@ class Items:
             return []
         window = limit if limit is None else min(limit, _NO_MORE_THAN)
         while True:
-            rows = await self._database.read(self._database.sql.latest(self._key, window))
-            items = [item for row in rows if (item := self._decoded(row.item, row.position)) is not None]
+            rows = await self._read(key, window)
+            items = [placed.item for placed in self._placed(key, rows)]
             if limit is None or window is None or len(items) >= limit or len(rows) < window:
                 return items[:limit][::-1]
             window = min(2 * window, _NO_MORE_THAN)
 
-    async def pop(self) -> Item | None:
+    async def within(self, key: Key, window: Window) -> list[Item]:
+        """Return what *window* gives the model: never a call without its output, nor half a response."""
+        if window.summary is not None:
+            return await self._since_summary(key, window, window.summary)
+        fetch = first_fetch(window)
+        while True:
+            rows = await self._read(key, fetch)
+            placed = list(self._placed(key, rows))[::-1]
+            if fetch is None or enough(window, placed, complete=len(rows) < fetch):
+                return select(window, placed)
+            fetch = min(2 * fetch, _NO_MORE_THAN)
+
+    async def unsummarised(self, key: Key, kind: str) -> tuple[str | None, list[Placed]]:
+        """Return the newest summary's text and every item after what it has seen, oldest first."""
+        rows = await self._database.read(self._database.sql.since_summary(key, kind))
+        content = rows[0].content
+        text = None if content is None else _text(json.loads(content))
+        return text, list(self._placed(key, [row for row in rows if row.position is not None]))[::-1]
+
+    async def pop(self, key: Key) -> Item | None:
         """Take out the newest item and return it; None when there is none. Two callers never get the same item."""
-        while (payload := await self._take(self._database.sql.pop)) is not None:
-            taken = json.loads(payload)
+        while (row := await self._scope.change(partial(self._database.sql.pop, key))) is not None:
+            if row.payload is None:
+                return None
+            taken = json.loads(row.payload)
+            if self._extent is not None:
+                self._know(self._extent[0], self._extent[1] - 1)
             if isinstance(item := taken["item"], dict):
                 return cast("Item", item)
-            logger.warning("session %r: the row at position %s holds no item; taken out", *self._at(taken["position"]))
+            logger.warning("session %r: the row at position %s holds no item; taken out", key[1], taken["position"])
         return None
 
-    async def clear(self) -> None:
+    async def clear(self, key: Key) -> None:
         """Take out all items at one moment: what was appended before is gone, what comes after stays."""
-        await self._take(self._database.sql.clear)
+        await self._scope.change(partial(self._database.sql.clear, key))
+        if self._extent is not None:
+            self._know(self._extent[0], 0)
 
-    async def _take(self, verb: Callable[..., Write]) -> str | None:
-        """Run pop or clear; where other writers got in between, once more behind them. Return the event's payload."""
+    async def turns(self, limit: int | None, before: int | None) -> list[Turn]:
+        """Return the newest *limit* turns, oldest first; with *before*, the ones before that turn."""
+        key = self._scope.key
+        fetch = _NO_MORE_THAN if limit is None else max(64, 16 * limit)
+        while True:
+            rows = await self._database.read(self._database.reads.stored_items(key, before, fetch))
+            turns = [
+                Turn(number, tuple(each))
+                for number, each in groupby(self._stored(key, rows[::-1]), key=lambda item: item.turn)
+            ]
+            if limit is None or len(turns) > limit or len(rows) < fetch:
+                return turns if limit is None else turns[-limit:]
+            fetch = min(2 * fetch, _NO_MORE_THAN)
+
+    async def find(self, text: str, limit: int) -> list[StoredItem]:
+        """Return the newest items in which some text contains *text*, whatever the case, newest first."""
+        key, wanted = self._scope.key, text.casefold()
+        rows = await self._database.read(self._database.reads.find(key, _pattern(text)))
+        found = (
+            item for item in self._stored(key, rows) if any(wanted in each.casefold() for each in _texts(item.item))
+        )
+        return [item for item, _ in zip(found, range(limit), strict=False)]
+
+    def expect(self, extent: tuple[int, int]) -> None:
+        """Let the next append take effect only if the session still is what it was at *extent*."""
+        self._extent = extent
+
+    def knows(self, last_position: int, item_count: int) -> None:
+        """Take note of a change of this handle's own."""
+        if self._extent is not None:
+            self._know(last_position, item_count)
+
+    def _know(self, last_position: int, item_count: int) -> None:
+        # What somebody expected once (a resumed run) holds until its first append; with `expect` it goes on.
+        self._extent = (last_position, item_count) if self._expecting else None
+
+    def _guard(self) -> Guard:
+        last_position, item_count = self._extent or (None, None)
+        return Guard(last_position, item_count, self.lease_id)
+
+    def _in_turn(self) -> AbstractAsyncContextManager[Any]:
+        """Appends of one handle that look at what it knows come one after the other."""
+        return self._lock if self._expecting else nullcontext()
+
+    async def _write(self, key: Key, entry: Entry) -> Row[Any]:
         budget = self._database.budget()
-        rows: Rows = await self._database.write(verb(self._key), budget)
-        if rows and not rows[0].fresh:
-            rows = await self._database.write(verb(self._key, patient=True), budget)
-        return rows[0].payload if rows else None
+        rows = await self._database.write(self._database.sql.append(key, entry), budget)
+        if not rows and entry.answers:  # outputs look for their calls in the present
+            rows = await self._database.write(self._database.sql.append(key, entry, patient=True), budget)
+        if rows:
+            return rows[0]
+        if entry.guard.lease_id is not None:
+            raise SessionConflict(f"session {key.session_id!r}: the lease ran out and another holder took it")
+        raise SessionConflict(
+            f"session {key.session_id!r}: another writer came first since this handle last read; nothing was appended. "
+            "Read the session again and decide anew"
+        )
 
-    def _decoded(self, text: object, position: int) -> Item | None:
-        item = decode(text) if isinstance(text, str) else None
-        if item is None:
-            logger.warning("session %r: the row at position %s holds no item; skipped", *self._at(position))
-        return item
+    async def _read(self, key: Key, limit: int | None) -> Rows:
+        if not self._expecting:
+            return await self._database.read(self._database.sql.latest(key, limit))
+        rows = await self._database.read(self._database.sql.extent(key, limit))
+        self._extent = (rows[0].last_position or 0, rows[0].item_count or 0)
+        return [row for row in rows if row.position is not None]
 
-    def _at(self, position: int) -> tuple[str, int]:
-        return self._key.session_id, position
+    async def _since_summary(self, key: Key, window: Window, kind: str) -> list[Item]:
+        text, placed = await self.unsummarised(key, kind)
+        return select(window, placed, text)
+
+    def _placed(self, key: Key, rows: Rows) -> Iterator[Placed]:
+        for row in rows:
+            if (item := _decoded(key, row)) is not None:
+                yield Placed(row.position, row.turn, item)
+
+    def _stored(self, key: Key, rows: Rows) -> Iterator[StoredItem]:
+        for row in rows:
+            if (item := _decoded(key, row)) is not None:
+                yield StoredItem(row.position, row.turn, row.run_id, moment(row.created_at), item)
+
+
+def _decoded(key: Key, row: Row[Any]) -> Item | None:
+    item = decode(row.item) if isinstance(row.item, str) else None
+    if item is None:
+        logger.warning("session %r: the row at position %s holds no item; skipped", key.session_id, row.position)
+    return item
+
+
+def _text(content: object) -> str:
+    """A summary as text, whatever JSON its author saved."""
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
+def _pattern(text: str) -> str:
+    """What to look for in stored JSON; it may find more than `find` wants, never less.
+
+    Characters beyond ASCII match anything: SQLite folds no case there, and an item with a surrogate has them escaped.
+    """
+    inside = json.dumps(text, ensure_ascii=False)[1:-1]
+    return f"%{''.join('%' if ord(each) > 126 else f'!{each}' if each in '!%_' else each for each in inside)}%"
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a JSON value; keys are not what anybody said."""
+    match value:
+        case str():
+            yield value
+        case dict():
+            for each in value.values():
+                yield from _texts(each)
+        case list():
+            for each in value:
+                yield from _texts(each)

@@ -13,9 +13,22 @@ from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import TextClause, text
 
+from agents_pg_session.entries import Entry, Labels
 from agents_pg_session.projection import Batch
+from agents_pg_session.reports import Note
 
-__all__ = ["Command", "Key", "Labels", "Statements", "Step", "Subject", "Write", "clause", "quoted_prefix", "steps"]
+__all__ = [
+    "Command",
+    "Key",
+    "Snapshotted",
+    "Statements",
+    "Step",
+    "Subject",
+    "Write",
+    "clause",
+    "quoted_prefix",
+    "steps",
+]
 
 Values = Mapping[str, Any]
 
@@ -28,23 +41,15 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Labels:
-    """What a handle says of its session.
-
-    It reaches the session's row with the appends. None leaves the row as it is.
-    """
-
-    agent: str | None = None
-    user_id: str | None = None
-    metadata: str | None = None  #: a JSON object as text
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
-    """One statement and its values; a list of values runs it once for each."""
+    """One statement and its values; a list of values runs it once for each.
+
+    A *decisive* step that answers no row ends its command: nothing after it runs.
+    """
 
     clause: TextClause
     values: Values | list[Values]
+    decisive: bool = False
 
 
 class Subject(NamedTuple):
@@ -76,7 +81,7 @@ class Write:
     Each try carries an id of its own. A try whose answer was lost is *fenced*: the fence waits for the session row's
     lock and leaves the id there, so from then on that try has taken effect or never will, even if it is still sitting
     in a network buffer. Then *outcome* tells which: rows like those of the attempt itself if it took effect, none if
-    not. Without a fence (SQLite) a try is never in doubt.
+    not. Without a fence (SQLite, and what may safely happen twice) a try is never in doubt.
     """
 
     subject: Subject
@@ -85,29 +90,108 @@ class Write:
     outcome: Callable[[str], Command] | None = None
 
 
-class Statements(Protocol):
-    """The verbs both dialects speak; `Database` runs what they return."""
+@dataclass(frozen=True, slots=True)
+class Snapshotted:
+    """A version of remembered state on its way in."""
 
-    def append(self, key: Key, batch: Batch, labels: Labels) -> Write:
-        """Append a batch. Answers one row."""
+    kind: str
+    content: str  #: JSON text
+    through: int | None = None  #: None: as far as the session has come
+    label: str | None = None
+    metadata: str | None = None  #: JSON text
+    status: str | None = None  #: what the session becomes
+    run_id: str | None = None  #: the run that this interrupts
+    notes: tuple[Note, ...] = ()
+
+
+class Statements(Protocol):
+    """The verbs both dialects speak; `Database` runs what they return.
+
+    A change answers one row with *fresh*: false means that another writer came first, so nothing was done and the
+    caller asks again with *patient*, which waits for the other writers first and costs a transaction. No row means that
+    there is no such session.
+    """
+
+    def append(self, key: Key, entry: Entry, *, patient: bool = False) -> Write:
+        """Append. Answers one row (position, last_position, item_count), or none: stale, or the guard did not hold."""
         ...
 
     def latest(self, key: Key, limit: int | None) -> Command:
-        """Read the newest items. Answers rows (position, item), newest first."""
+        """Read the newest items. Answers rows (position, turn, item), newest first."""
+        ...
+
+    def extent(self, key: Key, limit: int | None) -> Command:
+        """The same with (last_position, item_count) of the session on each row, and at least one row."""
+        ...
+
+    def since_summary(self, key: Key, kind: str) -> Command:
+        """Read the newest snapshot of *kind* and every item after it: at least one row (version, through_position,
+        content, position, turn, item), newest item first."""
         ...
 
     def pop(self, key: Key, *, patient: bool = False) -> Write:
-        """Take the newest item out.
-
-        Answers no row where there is no session, else one row (fresh, payload): *fresh* false means another writer
-        came first and nothing was done; *payload* is the JSON text of the event written, with the item in it, or None
-        where there was no item. *patient* waits for the other writers first: it cannot come out stale, and costs a
-        transaction.
-        """
+        """Take the newest item out. Answers (fresh, payload): the JSON text of its event with the item in it, or None
+        where there was no item."""
         ...
 
     def clear(self, key: Key, *, patient: bool = False) -> Write:
         """Take all items out. Answers like `pop`, without an item in the payload."""
+        ...
+
+    def replace(
+        self, key: Key, batch: Batch, first_position: int, expected: tuple[int, int] | None, *, patient: bool = False
+    ) -> Write:
+        """Replace the items from a position on. *expected* is (count, last position) of what the caller saw there.
+
+        Answers (fresh, payload); payload None: they are something else by now.
+        """
+        ...
+
+    def restore(self, key: Key, version: int, *, patient: bool = False) -> Write:
+        """Bring a `history` snapshot back. Answers (fresh, payload, found)."""
+        ...
+
+    def fork(self, key: Key, source_id: str, before_turn: int | None, labels: Labels) -> Write:
+        """Copy session *source_id* into *key*. Answers (found, created)."""
+        ...
+
+    def save(self, key: Key, snapshot: Snapshotted, labels: Labels, *, patient: bool = False) -> Write:
+        """Save the next version of a snapshot. Answers (fresh, payload)."""
+        ...
+
+    def claim(self, key: Key, kind: str, claim_id: str, seconds: float, *, patient: bool = False) -> Write:
+        """Claim the newest snapshot of *kind*.
+
+        Answers (fresh, version, through_position, content, claimed, held, last_position, item_count).
+        """
+        ...
+
+    def unclaim(self, key: Key, kind: str, claim_id: str) -> Write:
+        """Give a claim back."""
+        ...
+
+    def lease(self, key: Key, lease_id: str, seconds: float, labels: Labels) -> Write:
+        """Take the session's lease. Answers a row if it was to be had."""
+        ...
+
+    def renew(self, key: Key, lease_id: str, seconds: float) -> Write:
+        """Keep a lease. Answers a row if it is still held."""
+        ...
+
+    def release(self, key: Key, lease_id: str) -> Write:
+        """Give a lease back."""
+        ...
+
+    def record(self, key: Key, note: Note, labels: Labels, *, patient: bool = False) -> Write:
+        """Write an event. Answers (fresh, event_id, created_at)."""
+        ...
+
+    def end(self, key: Key, status: str, *, patient: bool = False) -> Write:
+        """End the session. Answers (fresh, payload)."""
+        ...
+
+    def delete(self, key: Key, created_at: object) -> Write:
+        """Erase the session that was created at that moment. Answers a row if it was there."""
         ...
 
     def ping(self) -> Command:
@@ -115,7 +199,7 @@ class Statements(Protocol):
         ...
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=1024)
 def clause(sql: str) -> TextClause:
     """Return *sql* as a clause, the same object each time, so that SQLAlchemy compiles it once."""
     return text(sql)

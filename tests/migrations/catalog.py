@@ -105,7 +105,9 @@ def of_sqlite(path: Path) -> Catalog:
         for kind, name, table, sql in connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master"):
             found[f"{kind} {name}"] = (table, _normalised(sql))
             for pragma in _SQLITE_PRAGMAS if kind in ("table", "view") else ():
-                found[f"{pragma} {name}"] = tuple(connection.execute(f"PRAGMA {pragma}('{name}')"))
+                rows = list(connection.execute(f"PRAGMA {pragma}('{name}')"))
+                # The first column of an index list counts in the order of creation: no part of the catalog.
+                found[f"{pragma} {name}"] = tuple(sorted(row[1:] for row in rows) if pragma == "index_list" else rows)
             if kind == "index":
                 found[f"index_xinfo {name}"] = tuple(connection.execute(f"PRAGMA index_xinfo('{name}')"))
         if f"table {VERSION_TABLE}" in found:
@@ -124,6 +126,25 @@ def difference(one: Catalog, other: Catalog) -> dict[str, tuple[object, object]]
     return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
 
 
-def _normalised(sql: str | None) -> str | None:
-    """The same words: where lines break is not part of the catalog."""
-    return sql and re.sub(r"\s+", " ", sql).strip()
+def _normalised(sql: str | None) -> object:
+    """The same words: neither line breaks nor, in a table, the order of columns and constraints in the text.
+
+    SQLite writes an added column behind the constraints. The order of the columns themselves is in `table_xinfo`.
+    """
+    if sql is None:
+        return None
+    words = re.sub(r"\s+", " ", sql).strip()
+    table = re.fullmatch(r"(CREATE TABLE \S+) \((.*)\)", words)
+    return (table[1], sorted(_definitions(table[2]))) if table else words
+
+
+def _definitions(body: str) -> list[str]:
+    """Split what stands between the brackets of a CREATE TABLE at its outermost commas."""
+    parts, depth = [""], 0
+    for character in body:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]

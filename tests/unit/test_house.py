@@ -10,9 +10,37 @@ from pathlib import Path
 
 import agents_pg_session
 from agents_pg_session import errors
-from agents_pg_session.statements import postgres
+from agents_pg_session.statements.postgres import append, changes, history, items, locks
 
 ROOT = Path(__file__).parents[2]
+PUBLIC = [
+    "Approval",
+    "Event",
+    "InvalidItem",
+    "PGSession",
+    "Page",
+    "Run",
+    "SchemaOutdated",
+    "SessionClosed",
+    "SessionConflict",
+    "SessionError",
+    "SessionInfo",
+    "SessionNotFound",
+    "SessionStore",
+    "SessionUsage",
+    "Snapshot",
+    "SnapshotNotFound",
+    "StorageUnavailable",
+    "StoreCheck",
+    "StoredItem",
+    "TokenUsage",
+    "ToolRun",
+    "Turn",
+    "TurnUsage",
+    "UsageOf",
+    "WaitingRun",
+    "Window",
+]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -26,19 +54,7 @@ def test_floors() -> None:
 
 def test_everything_public_is_at_the_root() -> None:
     """One door: what the root lists is what it has, in order, and nothing else."""
-    assert agents_pg_session.__all__ == [
-        "InvalidItem",
-        "PGSession",
-        "SchemaOutdated",
-        "SessionClosed",
-        "SessionConflict",
-        "SessionError",
-        "SessionNotFound",
-        "SessionStore",
-        "SnapshotNotFound",
-        "StorageUnavailable",
-        "StoreCheck",
-    ]
+    assert agents_pg_session.__all__ == sorted(agents_pg_session.__all__, key=str) == PUBLIC
     assert all(hasattr(agents_pg_session, name) for name in agents_pg_session.__all__)
 
 
@@ -59,23 +75,30 @@ def test_importing_does_nothing() -> None:
     assert (result.stdout.strip(), result.stderr) == ("[]", "")
 
 
+def statements_of_a_session() -> dict[str, str]:
+    """Every statement PostgreSQL gets about one session; an append with all its parts."""
+    modules = (items, changes, history, locks)
+    named = {name: getattr(module, name) for module in modules for name in module.__all__}
+    texts = {name: sql for name, sql in named.items() if isinstance(sql, str)}
+    return {**texts, "APPEND": append._composed(True, True, True, True, True, True)}
+
+
 def test_every_part_of_a_statement_names_the_key() -> None:
     """One session, one shard: each table a statement touches is reached through tenant and session."""
-    templates = {
-        name: value for name, value in vars(postgres).items() if isinstance(value, str) and "{schema}" in value
-    }
-    assert {"APPEND", "LATEST", "EVERYTHING", "POP", "CLEAR", "LOCK", "FENCE", "APPENDED", "HAPPENED"} <= set(templates)
-    for name, sql in templates.items():
-        touched = len(re.findall(r"(?:FROM|UPDATE|INTO) \{schema\}", sql))
-        keyed = len(re.findall(r"tenant_id = :tenant_id AND (?:\w\.)?session_id = :session_id", sql))
+    statements = statements_of_a_session()
+    assert {"APPEND", "LATEST", "POP", "CLEAR", "REPLACE", "RESTORE", "SAVE", "CLAIM", "FENCE"} <= set(statements)
+    for name, sql in statements.items():
+        touched = len(re.findall(r"(?:FROM|UPDATE|INTO|JOIN) \{schema\}", sql))
+        keyed = len(re.findall(r"tenant_id = :tenant_id AND (?:\w\.)?session_id = :(?:session|source)_id", sql))
         inserted = len(re.findall(r"(?:VALUES \(|SELECT) *\n? *:tenant_id, :session_id", sql))
         assert keyed + inserted >= touched, name
 
 
 def test_no_function_in_do_update() -> None:
     """`DO UPDATE SET` calls no function that could change its mind: a distributed table would refuse it."""
-    for sql in (postgres.APPEND, postgres.FENCE):
-        assert "now()" not in sql.partition("DO UPDATE SET")[2].partition("RETURNING")[0]
+    for name, sql in statements_of_a_session().items():
+        for update in sql.split("DO UPDATE SET")[1:]:
+            assert "now()" not in re.split(r"RETURNING|\n\)", update)[0], name
 
 
 def test_lower_bounds_are_what_the_floors_install() -> None:

@@ -1,0 +1,239 @@
+"""What one append writes: its items, and the record that rides along with them. Pure; no database.
+
+An entry is composed from the items, from what the run has to say (`reports.py`) and from what the handle says of its
+session. The statements turn it into rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from agents_pg_session.calls import ToolCall, ToolItems, project_calls
+from agents_pg_session.projection import Batch, Item, project
+from agents_pg_session.reports import Note, RunReport, ToolTiming
+
+__all__ = ["Answer", "Entry", "Guard", "Labels", "ToolRunRow", "compose"]
+
+#: Characters of an error that are kept.
+MAX_ERROR = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a handle says of its session.
+
+    It reaches the session's row with the appends. None leaves the row as it is.
+    """
+
+    agent: str | None = None
+    user_id: str | None = None
+    metadata: str | None = None  #: a JSON object as text
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """On which conditions an append may take effect; checked on the row it has locked."""
+
+    last_position: int | None = None  #: the session as somebody read it: nothing was appended since …
+    item_count: int | None = None  #: … and nothing taken out
+    lease_id: str | None = None  #: this lease is held, and nobody else took it
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRunRow:
+    """A tool run that begins with this append; places count from 1 within the batch."""
+
+    place: int
+    output_place: int | None
+    call_id: str | None
+    tool_name: str | None
+    tool_type: str
+    agent: str | None
+    status: str
+    error: str | None
+    arguments: str | None  #: JSON text
+    started: float | None
+    finished: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The output of a call that an earlier append brought; *nth* tells apart those with one call id, newest first."""
+
+    place: int
+    call_id: str
+    nth: int
+    status: str
+    error: str | None
+    started: float | None
+    finished: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one append writes."""
+
+    batch: Batch
+    labels: Labels = Labels()
+    guard: Guard = Guard()
+    tool_runs: tuple[ToolRunRow, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    notes: tuple[Note, ...] = ()
+    report: RunReport | None = None
+    status: str | None = None  #: what the session becomes; None leaves it as it is
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it may have to do nothing: a guard does not hold, or last words of a run whose session is gone."""
+        return self.guard != Guard() or not self.batch.rows
+
+    @property
+    def tool_errors(self) -> int:
+        """Failed tool runs among those that begin with this append."""
+        return sum(row.status == "failed" for row in self.tool_runs)
+
+
+def compose(
+    items: Sequence[Item],
+    labels: Labels,
+    *,
+    guard: Guard = Guard(),
+    report: RunReport | None = None,
+    names: Mapping[str, str] | None = None,
+    status: str | None = None,
+) -> Entry:
+    """Project *items* and what their run has to say into rows, or refuse all of them with `InvalidItem`.
+
+    *names* tells the tools of calls that earlier appends brought, by call id.
+    """
+    batch = project(items)
+    tools = project_calls(items, approved=report.approved if report else None, names=names or {})
+    timings = _Timings(report)
+    runs = tuple(_tool_run(call, timings, report, labels) for call in tools.calls)
+    answers = tuple(_answers(tools, timings))
+    return Entry(
+        batch=batch,
+        labels=labels,
+        guard=guard,
+        tool_runs=runs,
+        answers=answers,
+        notes=tuple(_notes(tools, runs, answers, report, names or {}, timings)),
+        report=report,
+        status=status or ("active" if batch.rows else None),
+    )
+
+
+class _Timings:
+    """Hands out what hooks saw: by call id, or in order for tools whose hooks tell none."""
+
+    def __init__(self, report: RunReport | None) -> None:
+        self._named = dict(report.timings) if report else {}
+        self._nameless = list(report.nameless) if report else []
+
+    def take(self, call_id: str | None, tool_type: str) -> ToolTiming | None:
+        if call_id is not None and call_id in self._named:
+            return self._named.pop(call_id)
+        for index, timing in enumerate(self._nameless):
+            if timing.tool_type == tool_type:
+                return self._nameless.pop(index)
+        return None
+
+    def failed(self) -> Iterator[tuple[str | None, ToolTiming]]:
+        """What is left and went wrong: tools that ended their run, so that no item tells of them."""
+        left = [*self._named.items(), *((None, timing) for timing in self._nameless)]
+        return ((call_id, timing) for call_id, timing in left if timing.error is not None)
+
+
+def _tool_run(call: ToolCall, timings: _Timings, report: RunReport | None, labels: Labels) -> ToolRunRow:
+    timing = timings.take(call.call_id, call.tool_type) if call.output_place is not None else None
+    status, error = _outcome(call.status, call.error, timing)
+    agent = (timing and timing.agent) or (report and report.agent) or labels.agent
+    return ToolRunRow(
+        place=call.place + 1,
+        output_place=None if call.output_place is None else call.output_place + 1,
+        call_id=call.call_id,
+        tool_name=call.tool_name,
+        tool_type=call.tool_type,
+        agent=agent,
+        status=status,
+        error=error,
+        arguments=call.arguments,
+        started=timing.started if timing else None,
+        finished=timing.finished if timing else None,
+    )
+
+
+def _answers(tools: ToolItems, timings: _Timings) -> Iterator[Answer]:
+    seen: Counter[str] = Counter()
+    for output in tools.outputs:
+        timing = timings.take(output.call_id, output.tool_type)
+        status, error = _outcome(output.status, output.error, timing)
+        yield Answer(
+            place=output.place + 1,
+            call_id=output.call_id,
+            nth=seen[output.call_id],
+            status=status,
+            error=error,
+            started=timing.started if timing else None,
+            finished=timing.finished if timing else None,
+        )
+        seen[output.call_id] += 1
+
+
+def _outcome(status: str, error: str | None, timing: ToolTiming | None) -> tuple[str, str | None]:
+    """What hooks saw outranks what the item says: the SDK turns exceptions into friendly text."""
+    if timing is not None and timing.error is not None and status != "rejected":
+        return "failed", timing.error[:MAX_ERROR].replace("\0", "")
+    return status, error
+
+
+def _notes(
+    tools: ToolItems,
+    runs: Sequence[ToolRunRow],
+    answers: Sequence[Answer],
+    report: RunReport | None,
+    names: Mapping[str, str],
+    timings: _Timings,
+) -> Iterator[Note]:
+    agent = report.agent if report else None
+    run_id = report.run_id if report else None
+
+    def note(kind: str, **payload: object) -> Note:
+        return Note(kind, json.dumps(payload), agent, run_id)
+
+    # A run starts before, and ends after, everything else that this append tells of it.
+    ends = [each for each in report.notes if each.kind == "run_ended"] if report else []
+    yield from (each for each in report.notes if each not in ends) if report else ()
+    if not any(each.kind == "handoff" for each in (report.notes if report else ())):
+        for handoff in tools.handoffs:
+            yield note("handoff", **{"from": agent, "to": handoff.to_agent, "call_id": handoff.call_id})
+    for approval in tools.approvals:
+        kind = "approval_asked" if approval.asked else "approval_answered"
+        said = {} if approval.asked else {"approved": approval.approved}
+        yield note(kind, call_id=approval.approval_id, tool_name=approval.tool_name, **said)
+    for answer in answers:
+        name = names.get(answer.call_id)
+        if name is not None and (approved := _approved(report, name, answer.call_id)) is not None:
+            yield note("approval_answered", call_id=answer.call_id, tool_name=name, approved=approved)
+    for row in runs:
+        if row.status == "failed":
+            yield note("tool_failed", call_id=row.call_id, tool_name=row.tool_name, error=row.error)
+    for answer in answers:
+        if answer.status == "failed":
+            name = names.get(answer.call_id)
+            yield note("tool_failed", call_id=answer.call_id, tool_name=name, error=answer.error)
+    for call_id, timing in timings.failed():
+        yield note("tool_failed", call_id=call_id, tool_name=timing.tool_name, error=timing.error)
+    yield from ends
+
+
+def _approved(report: RunReport | None, name: str, call_id: str) -> bool | None:
+    if report is None or report.approved is None:
+        return None
+    try:
+        return report.approved(name, call_id)
+    except Exception:  # the SDK's own, about a state we do not know
+        return None

@@ -1,0 +1,70 @@
+"""What callers name things by: checked before it reaches the database, with an error that says what will not do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from agents_pg_session.entries import Labels
+from agents_pg_session.errors import InvalidItem
+from agents_pg_session.projection import encode
+
+__all__ = ["MAX_ID_BYTES", "checked_id", "checked_labels", "checked_text", "metadata_text"]
+
+#: Bytes of UTF-8 a tenant, a session id, an agent or a user id may have: four of them fit into one index entry.
+MAX_ID_BYTES = 512
+
+
+def checked_id(name: str, value: object) -> str:
+    """Return *value* if a key column and the indexes over it can hold it, else raise `ValueError`."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a string, not {type(value).__name__}")
+    if "\0" in value:
+        raise ValueError(f"{name} must not contain NUL: PostgreSQL cannot store it")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must not contain a lone surrogate: it has no UTF-8") from None
+    if size > MAX_ID_BYTES:
+        raise ValueError(f"{name} must be at most {MAX_ID_BYTES} bytes of UTF-8, not {size}")
+    return value
+
+
+def checked_text(name: str, value: object) -> str:
+    """Return *value* if it is a name: text as an id, and not empty; else raise `ValueError`."""
+    text = checked_id(name, value)
+    if not text:
+        raise ValueError(f"{name} must not be empty")
+    return text
+
+
+def checked_labels(agent: str | None, user_id: str | None, metadata: Mapping[str, Any] | None) -> Labels:
+    """Return what a handle says of its session, or raise `ValueError`."""
+    return Labels(
+        agent=None if agent is None else checked_id("agent", agent),
+        user_id=None if user_id is None else checked_id("user_id", user_id),
+        metadata=None if metadata is None else metadata_text(metadata),
+    )
+
+
+def metadata_text(metadata: Mapping[str, Any]) -> str:
+    """Return the metadata as JSON text that jsonb takes, or raise `InvalidItem` naming what it does not take."""
+    if not isinstance(metadata, Mapping):
+        raise InvalidItem(f"metadata must be a dict, not {type(metadata).__name__}")
+    text = encode(dict(metadata), place="metadata")
+    if not _fits_jsonb(json.loads(text)):
+        raise InvalidItem("metadata contains NUL or a lone surrogate, which jsonb cannot hold")
+    return text
+
+
+def _fits_jsonb(value: object) -> bool:
+    match value:
+        case str():
+            return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+        case dict():
+            return all(_fits_jsonb(each) for pair in value.items() for each in pair)
+        case list():
+            return all(map(_fits_jsonb, value))
+        case _:
+            return True

@@ -1,0 +1,51 @@
+"""The session itself: what it is now, its end, copies of it, its erasure."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from agents_pg_session.errors import SessionConflict, SessionNotFound
+from agents_pg_session.ledgers.mapping import session_info
+from agents_pg_session.ledgers.scope import Scope
+from agents_pg_session.records import SessionInfo
+from agents_pg_session.statements import Key
+
+__all__ = ["Control"]
+
+
+class Control:
+    """A session's row."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._database = scope.database
+
+    async def info(self) -> SessionInfo:
+        rows = await self._database.read(self._database.reads.info(self._scope.key))
+        if not rows:
+            raise self._missing()
+        return session_info(rows[0])
+
+    async def end(self, status: str) -> None:
+        if await self._scope.change(partial(self._database.sql.end, self._scope.key, status)) is None:
+            raise self._missing()
+
+    async def fork(self, key: Key, before_turn: int | None) -> None:
+        source, labels = self._scope.key, self._scope.labels
+        fork = self._database.sql.fork(key, source.session_id, before_turn, labels)
+        [row] = await self._database.write(fork, self._database.budget())
+        if not row.found:
+            raise self._missing()
+        if not row.created:
+            raise SessionConflict(f"session {key.session_id!r} is there already; fork into another id")
+
+    async def delete(self) -> bool:
+        """Erase the session that is there now, not one that somebody begins under the same id meanwhile."""
+        rows = await self._database.read(self._database.reads.info(self._scope.key))
+        if rows:
+            delete = self._database.sql.delete(self._scope.key, rows[0].created_at)
+            await self._database.write(delete, self._database.budget())
+        return bool(rows)
+
+    def _missing(self) -> SessionNotFound:
+        return SessionNotFound(f"session {self._scope.key.session_id!r} is not there: nothing was appended to it yet")

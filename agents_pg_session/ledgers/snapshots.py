@@ -1,0 +1,89 @@
+"""Versions of remembered state: summaries, paused runs, replaced history, and whatever else is worth remembering."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from functools import partial
+
+from agents_pg_session.errors import SnapshotNotFound
+from agents_pg_session.labels import checked_text
+from agents_pg_session.ledgers.mapping import snapshot
+from agents_pg_session.ledgers.scope import Scope
+from agents_pg_session.paging import checked_limit, page, read_cursor
+from agents_pg_session.projection import encode_value
+from agents_pg_session.records import JSON, Page, Snapshot
+from agents_pg_session.statements import Snapshotted
+
+__all__ = ["Snapshots"]
+
+
+class Snapshots:
+    """Snapshots by kind, each kind with versions 1, 2, 3 …; nothing is ever overwritten."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._database = scope.database
+
+    async def save(
+        self, kind: str, content: JSON, *, through: int | None = None, label: str | None = None, metadata: JSON = None
+    ) -> int:
+        """Save *content* as the next version of *kind* and return its number.
+
+        *through* is the position of the last item this state has seen; the session's last one unless told otherwise.
+        Raises `InvalidItem` for what JSON cannot hold.
+        """
+        saved = Snapshotted(
+            kind=checked_text("kind", kind),
+            content=encode_value(content, place="content"),
+            through=through,
+            label=None if label is None else checked_text("label", label),
+            metadata=None if metadata is None else encode_value(metadata, place="metadata"),
+        )
+        return await self.write(saved)
+
+    async def latest(self, kind: str) -> Snapshot | None:
+        """Return the newest version; None before the first."""
+        newest = await self.list(kind, limit=1)
+        return newest[0] if newest else None
+
+    async def get(self, kind: str, version: int) -> Snapshot:
+        """Return one version. Raises `SnapshotNotFound` if there is none."""
+        key = self._scope.key
+        rows = await self._database.read(self._database.reads.snapshot(key, kind, version))
+        if not rows:
+            raise SnapshotNotFound(f"session {key.session_id!r} has no version {version} of snapshot {kind!r}")
+        return snapshot(rows[0])
+
+    async def list(self, kind: str | None = None, *, limit: int = 50, after: str | None = None) -> Page[Snapshot]:
+        """Return the versions of *kind*, newest first; without one, all kinds, each newest first."""
+        limit = checked_limit(limit)
+        place = read_cursor(after, int) if kind is not None else read_cursor(after, str, int)
+        rows = await self._database.read(self._database.reads.snapshots(self._scope.key, kind, place, limit))
+        records = [snapshot(row) for row in rows]
+        return page(
+            records,
+            limit,
+            lambda record: (record.version,) if kind is not None else (record.kind, record.version),
+            after,
+        )
+
+    async def diff(self, kind: str, a: int, b: int) -> str:
+        """Return what changed from version *a* to version *b*, as a unified diff; empty if nothing did."""
+        older, newer = await self.get(kind, a), await self.get(kind, b)
+        lines = difflib.unified_diff(
+            _lines(older.content), _lines(newer.content), f"{kind} {a}", f"{kind} {b}", lineterm=""
+        )
+        return "\n".join(lines)
+
+    async def write(self, saved: Snapshotted) -> int:
+        """Write a snapshot with all that goes with it, and return its version."""
+        sql, key = self._database.sql, self._scope.key
+        row = await self._scope.change(partial(sql.save, key, saved, self._scope.labels))
+        assert row is not None, "a snapshot creates its session"
+        return int(json.loads(row.payload)["version"])
+
+
+def _lines(content: JSON) -> list[str]:
+    text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False)
+    return text.splitlines()

@@ -1,0 +1,121 @@
+"""What a run used of the model, and how errors read in a column."""
+
+from __future__ import annotations
+
+import json
+import time
+import weakref
+from dataclasses import astuple
+
+from agents import Usage, UserError
+from agents.usage import RequestUsage
+
+from agents_pg_session.reports import RunReport, UsageDelta
+
+__all__ = ["Meter", "cause_in_tool", "described", "stored_text"]
+
+#: The newest requests that `usage_details` tells of.
+MAX_REQUESTS = 200
+
+#: Characters of an error's text that are kept.
+MAX_TEXT = 2000
+
+
+class Meter:
+    """What a run uses of the model: tokens as differences of its `usage`, and seconds where hooks measure them."""
+
+    def __init__(self, usage: Usage, written: UsageDelta | None) -> None:
+        self.written = _totals(usage) if written is None else written
+        self.seconds = 0.0  #: not written yet
+        self._usage: weakref.ref[Usage] | None = weakref.ref(usage)
+        self._first = len(usage.request_usage_entries)  #: of the listed requests, the run's first
+        self._seconds_of: dict[int, float] = {}  #: by place in that list
+        self._started: tuple[float, int] | None = None  #: when, and how many requests were listed by then
+
+    @property
+    def is_running(self) -> bool:
+        return self._started is not None
+
+    def model_started(self) -> None:
+        self._started = (time.monotonic(), len(self._listed()))
+
+    def model_finished(self) -> None:
+        if self._started is None:
+            return
+        (started, listed), self._started = self._started, None
+        seconds = time.monotonic() - started
+        self.seconds += seconds
+        if (newest := len(self._listed())) > listed:
+            self._seconds_of[newest - 1] = seconds
+
+    def abandon(self) -> None:
+        """Note that the model will not answer."""
+        self._started = None
+
+    def stop(self) -> None:
+        """Count no further: what is used from here on is another run's."""
+        self._usage, self.seconds = None, 0.0
+
+    def unwritten(self) -> UsageDelta:
+        usage = self._usage() if self._usage is not None else None
+        if usage is None:
+            return UsageDelta()
+        return _added(_totals(usage), self.written, sign=-1)
+
+    def forget(self, report: RunReport) -> None:
+        self.written = _added(self.written, report.usage)
+        self.seconds = max(0.0, self.seconds - report.model_seconds)
+
+    def details(self) -> str | None:
+        """The run's newest requests as JSON text; None when the model's provider counts nothing."""
+        listed = self._listed()
+        first = max(self._first, len(listed) - MAX_REQUESTS)
+        requests: list[dict[str, float]] = [dict(_tokens(entry)) for entry in listed[first:]]
+        for place, request in enumerate(requests, first):
+            if place in self._seconds_of:
+                request["model_seconds"] = round(self._seconds_of[place], 6)
+        return json.dumps({"requests": requests}) if requests else None
+
+    def _listed(self) -> list[RequestUsage]:
+        usage = self._usage() if self._usage is not None else None
+        return usage.request_usage_entries if usage is not None else []
+
+
+def _totals(usage: Usage) -> UsageDelta:
+    return UsageDelta(requests=usage.requests or 0, total_tokens=usage.total_tokens or 0, **_tokens(usage))
+
+
+def _tokens(usage: Usage | RequestUsage) -> dict[str, int]:
+    """The tokens as plain numbers; what a provider leaves out counts as zero."""
+    return {
+        "input_tokens": usage.input_tokens or 0,
+        "cached_tokens": getattr(usage.input_tokens_details, "cached_tokens", 0) or 0,
+        "output_tokens": usage.output_tokens or 0,
+        "reasoning_tokens": getattr(usage.output_tokens_details, "reasoning_tokens", 0) or 0,
+    }
+
+
+def _added(left: UsageDelta, right: UsageDelta, *, sign: int = 1) -> UsageDelta:
+    return UsageDelta(*(one + sign * other for one, other in zip(astuple(left), astuple(right), strict=True)))
+
+
+def described(error: BaseException) -> str:
+    """Return an error as "ValueError: no station in Paris", as text a column can hold."""
+    try:
+        message = str(error)
+    except Exception:
+        message = ""
+    kind = type(error).__name__
+    return stored_text(f"{kind}: {message}" if message else kind)
+
+
+def stored_text(text: str) -> str:
+    """Return *text* without what PostgreSQL cannot store, and not endlessly long."""
+    return text[:MAX_TEXT].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def cause_in_tool(tool: str, error: BaseException) -> BaseException:
+    """Return what the tool raised where the Runner wrapped it into an error of its own."""
+    name = tool.rpartition(".")[2]  # without its namespace
+    wrapped = isinstance(error, UserError) and str(error).startswith(f"Error running tool {name}:")
+    return error.__cause__ if wrapped and error.__cause__ is not None else error

@@ -1,0 +1,87 @@
+"""Words the statements on SQLite share: the time, and how the steps of one change know of each other.
+
+A change writes its event first, behind the last one the session knows, if it is to happen at all. The session's row
+then takes that event in and corrects its counters, while the rows they count are still there. Everything else happens
+only where the session's last event is the one of this call; and so does the answer.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "APPEND_IDS",
+    "HAPPENING",
+    "HAPPENS",
+    "ITEM_JSON",
+    "NOW",
+    "OPENED",
+    "TOLD",
+    "after",
+    "before",
+    "moment",
+    "shifted",
+]
+
+_TIME = "'%Y-%m-%d %H\\:%M\\:%f'"
+
+#: Times are text with milliseconds (CURRENT_TIMESTAMP ends at seconds), so comparing them as text is right.
+NOW = f"strftime({_TIME}, 'now')"
+
+
+def shifted(name: str) -> str:
+    """Return the SQL of the time that `before` or `after`, bound as *name*, tells; NULL where that is None."""
+    return f"strftime({_TIME}, 'now', {name})"
+
+
+def moment(value: str) -> str:
+    """Return the SQL of a time in the form all of ours have, whatever form *value* has it in."""
+    return f"strftime({_TIME}, {value})"
+
+
+def before(seconds: float | None) -> str | None:
+    """Return the modifier of SQLite's date functions that goes back by as many seconds."""
+    return None if seconds is None else f"-{seconds:.3f} seconds"
+
+
+def after(seconds: float) -> str:
+    """Return the modifier that goes forward."""
+    return f"+{seconds:.3f} seconds"
+
+
+# The session and the event of this call, where it has taken effect.
+HAPPENING = """sessions s JOIN events e ON e.tenant_id = s.tenant_id AND e.session_id = s.session_id
+                        AND e.event_id = s.last_event_id AND e.operation_id = :operation_id"""
+
+# Whether it has.
+HAPPENS = f"""EXISTS (SELECT 1 FROM {HAPPENING}
+                WHERE s.tenant_id = :tenant_id AND s.session_id = :session_id)"""
+
+# The answer of a change: what its event says. There is always a row where there is a session.
+TOLD = """
+SELECT 1 AS fresh,
+       (SELECT CAST(e.payload AS text) FROM events e
+         WHERE e.tenant_id = s.tenant_id AND e.session_id = s.session_id
+           AND e.event_id = s.last_event_id AND e.operation_id = :operation_id) AS payload
+  FROM sessions s
+ WHERE s.tenant_id = :tenant_id AND s.session_id = :session_id
+"""
+
+# Create the session where there is none, and take its next event ids.
+OPENED = f"""
+INSERT INTO sessions AS s (
+    tenant_id, session_id, agent, user_id, metadata, last_event_id, created_at, updated_at, active_at)
+VALUES (:tenant_id, :session_id, :agent, :user_id, coalesce(:metadata, '{{}}'), :events, {NOW}, {NOW}, {NOW})
+ON CONFLICT (tenant_id, session_id) DO UPDATE SET
+    status = coalesce(:status, s.status),
+    last_event_id = s.last_event_id + excluded.last_event_id, updated_at = excluded.updated_at
+"""
+
+# A stored item within JSON. It is not parsed, for that may rewrite numbers; a row that was edited by hand may hold
+# anything, so what is no JSON becomes a JSON string.
+ITEM_JSON = """CASE WHEN json_valid(CAST(item AS text)) THEN CAST(item AS text)
+                    ELSE json_quote(CAST(item AS text)) END"""
+
+# The ids of the appends that brought the items which *{range}* selects, as JSON: null where there are none.
+APPEND_IDS = """json((SELECT CASE WHEN count(*) > 0 THEN json_group_array(append_id) END
+                       FROM (SELECT DISTINCT append_id FROM items
+                              WHERE tenant_id = :tenant_id AND session_id = :session_id AND {range}
+                              ORDER BY append_id)))"""
