@@ -77,6 +77,20 @@ def test_a_python_block_runs(number: int) -> None:
     execute(found[number])
 
 
+@pytest.mark.usefixtures("readers_machine")
+def test_the_record_is_what_the_readme_says(capsys: pytest.CaptureFixture[str]) -> None:
+    """The block about the record prints what its comments promise."""
+    [block] = [block for block in blocks("python") if "recording" in block]
+    promised = re.findall(r"print\(.*\)  # (.*)$", block, flags=re.MULTILINE)
+    agents.set_tracing_disabled(True)
+
+    execute(block)
+
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(promised) == 3
+    assert all(line.startswith(promise.rstrip("…")) for line, promise in zip(printed, promised, strict=True))
+
+
 def test_the_make_targets_exist() -> None:
     """Every `make target` the README names is in the Makefile."""
     named = set(re.findall(r"(?:^|[`\s])make ([a-z][\w-]*)", "\n".join(blocks("bash")), flags=re.MULTILINE))
