@@ -61,8 +61,9 @@ _NAMING = {
 _BYTES = Text().with_variant(Text(collation="C"), "postgresql")
 _UUID = Uuid(as_uuid=False).with_variant(Text(), "sqlite")
 _UUIDS = ARRAY(Uuid(as_uuid=False)).with_variant(Text(), "sqlite")
-_JSON = JSON()
-_JSONB = JSONB().with_variant(JSON(), "sqlite")  # jsonb only where we search inside: the session's metadata
+# Text on SQLite: a column called JSON is numeric there, and would turn the text 1.0 into 1.
+_JSON = JSON().with_variant(Text(), "sqlite")
+_JSONB = JSONB().with_variant(Text(), "sqlite")  # jsonb only where we search inside: the session's metadata
 _TIME = DateTime(timezone=True)
 
 

@@ -19,7 +19,9 @@ depends_on = None
 BYTES = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 UUID = sa.Uuid(as_uuid=False).with_variant(sa.Text(), "sqlite")
 UUIDS = postgresql.ARRAY(sa.Uuid(as_uuid=False)).with_variant(sa.Text(), "sqlite")
-JSONB = postgresql.JSONB().with_variant(sa.JSON(), "sqlite")
+# Text on SQLite: a column called JSON is numeric there, and would turn the text 1.0 into 1.
+JSON = sa.JSON().with_variant(sa.Text(), "sqlite")
+JSONB = postgresql.JSONB().with_variant(sa.Text(), "sqlite")
 TIME = sa.DateTime(timezone=True)
 
 VIEWS = {
@@ -123,7 +125,7 @@ def upgrade() -> None:
         sa.Column("role", sa.Text()),
         sa.Column("call_id", sa.Text()),
         _time("created_at"),
-        sa.Column("item", sa.JSON(), nullable=False),
+        sa.Column("item", JSON, nullable=False),
         sa.PrimaryKeyConstraint("tenant_id", "session_id", "position", name=op.f("pk_items")),
         _of_session("items"),
         sa.CheckConstraint("position > 0", name=op.f("ck_items_position")),
@@ -143,7 +145,7 @@ def upgrade() -> None:
         sa.Column("started_at", TIME),
         sa.Column("finished_at", TIME),
         sa.Column("error", sa.Text()),
-        sa.Column("arguments", sa.JSON()),
+        sa.Column("arguments", JSON),
         sa.PrimaryKeyConstraint("tenant_id", "session_id", "call_position", name=op.f("pk_tool_runs")),
         _of_session("tool_runs"),
         sa.CheckConstraint(
@@ -176,7 +178,7 @@ def upgrade() -> None:
         _time("last_seen_at"),
         sa.Column("finished_at", TIME),
         sa.Column("error", sa.Text()),
-        sa.Column("usage_details", sa.JSON()),
+        sa.Column("usage_details", JSON),
         sa.PrimaryKeyConstraint("tenant_id", "session_id", "run_id", name=op.f("pk_runs")),
         _of_session("runs"),
         sa.CheckConstraint(
@@ -193,7 +195,7 @@ def upgrade() -> None:
         sa.Column("agent", sa.Text()),
         sa.Column("operation_id", UUID),
         _time("created_at"),
-        sa.Column("payload", sa.JSON()),
+        sa.Column("payload", JSON),
         sa.PrimaryKeyConstraint("tenant_id", "session_id", "event_id", name=op.f("pk_events")),
         _of_session("events"),
         schema=schema,
@@ -208,8 +210,8 @@ def upgrade() -> None:
         sa.Column("claimed_at", TIME),
         sa.Column("claimed_by", sa.Text()),
         _time("created_at"),
-        sa.Column("content", sa.JSON(), nullable=False),
-        sa.Column("metadata", sa.JSON()),
+        sa.Column("content", JSON, nullable=False),
+        sa.Column("metadata", JSON),
         sa.PrimaryKeyConstraint("tenant_id", "session_id", "kind", "version", name=op.f("pk_snapshots")),
         _of_session("snapshots"),
         sa.CheckConstraint("version > 0", name=op.f("ck_snapshots_version")),

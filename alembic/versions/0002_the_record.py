@@ -116,7 +116,7 @@ def _rebuild_tool_runs(created_at: sa.Column[object]) -> None:
         sa.Column("started_at", TIME),
         sa.Column("finished_at", TIME),
         sa.Column("error", sa.Text()),
-        sa.Column("arguments", sa.JSON()),
+        sa.Column("arguments", sa.Text()),
         created_at,
         sa.PrimaryKeyConstraint("tenant_id", "session_id", "call_position", name=op.f("pk_tool_runs")),
         sa.ForeignKeyConstraint(

@@ -40,9 +40,10 @@ WITH seen AS (
      WHERE tenant_id = :tenant_id AND session_id = :session_id
 ), session AS (
     INSERT INTO {schema}sessions AS s (
-        tenant_id, session_id, agent, user_id, metadata, last_event_id, created_at, updated_at, active_at)
+        tenant_id, session_id, agent, user_id, metadata, status, last_event_id, created_at, updated_at, active_at)
     VALUES (:tenant_id, :session_id, CAST(:agent AS text), CAST(:user_id AS text),
-            coalesce(CAST(CAST(:metadata AS text) AS jsonb), '{}'), :events, now(), now(), now())
+            coalesce(CAST(CAST(:metadata AS text) AS jsonb), '{}'), coalesce(CAST(:status AS text), 'active'),
+            :events, now(), now(), now())
     ON CONFLICT (tenant_id, session_id) DO UPDATE SET
         status = coalesce(CAST(:status AS text), s.status),
         last_event_id = s.last_event_id + excluded.last_event_id, updated_at = excluded.updated_at

@@ -21,16 +21,20 @@ Values = Mapping[str, Any]
 
 # The call each output answers: the newest that still runs under its call id, the next one for the next output.
 _ANSWERED = """
-WITH answered AS (
-    SELECT json_extract(answer.value, '$.place') AS place, json_extract(answer.value, '$.status') AS status,
-           json_extract(answer.value, '$.error') AS error, json_extract(answer.value, '$.started') AS started,
-           json_extract(answer.value, '$.finished') AS finished, call.call_position
-      FROM json_each(:answers) AS answer
-      JOIN (SELECT call_position, call_id,
-                   row_number() OVER (PARTITION BY call_id ORDER BY call_position DESC) - 1 AS nth
-              FROM tool_runs
-             WHERE tenant_id = :tenant_id AND session_id = :session_id AND status = 'running') AS call
-        ON call.call_id = json_extract(answer.value, '$.call_id') AND call.nth = json_extract(answer.value, '$.nth')
+WITH said AS MATERIALIZED (
+    SELECT json_extract(value, '$.call_id') AS call_id, json_extract(value, '$.nth') AS nth,
+           json_extract(value, '$.place') AS place, json_extract(value, '$.status') AS status,
+           json_extract(value, '$.error') AS error, json_extract(value, '$.started') AS started,
+           json_extract(value, '$.finished') AS finished
+      FROM json_each(:answers)
+), waiting AS MATERIALIZED (
+    SELECT call_position, call_id, row_number() OVER (PARTITION BY call_id ORDER BY call_position DESC) - 1 AS nth
+      FROM tool_runs
+     WHERE tenant_id = :tenant_id AND session_id = :session_id AND status = 'running'
+       AND call_id IN (SELECT call_id FROM said)
+), answered AS (
+    SELECT said.place, said.status, said.error, said.started, said.finished, waiting.call_position
+      FROM said JOIN waiting ON waiting.call_id = said.call_id AND waiting.nth = said.nth
 )"""
 
 # Create or advance the session's row; no row answers where a condition does not hold.

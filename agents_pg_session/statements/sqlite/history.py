@@ -111,22 +111,27 @@ def replace_steps(bound: Values, batch: Batch) -> Iterator[Step]:
     yield Step(clause(TOLD), values)
 
 
-# What a history snapshot brings back, what goes for it, and by how many turns the items after it move.
+# What a history snapshot brings back (its items paired with where they stood), what goes for it, and by how many turns
+# the items after it move.
 _SNAPSHOT = """
 WITH snapshot AS (
     SELECT content, metadata, json_extract(metadata, '$.first_position') AS first_position,
            json_extract(metadata, '$.last_position') AS last_position, json_extract(metadata, '$.count') AS count
       FROM snapshots
      WHERE tenant_id = :tenant_id AND session_id = :session_id AND kind = 'history' AND version = :version
+), parts AS (
+    SELECT key AS place, value AS item, NULL AS stood FROM snapshot, json_each(snapshot.content)
+    UNION ALL
+    SELECT key, NULL, value FROM snapshot, json_each(snapshot.metadata, '$.rows')
+), paired AS (
+    SELECT max(item) AS item, max(stood) AS stood FROM parts GROUP BY place
 ), brought AS MATERIALIZED (
-    SELECT each_row.key AS place, json_extract(each_row.value, '$.position') AS position,
-           json_extract(each_row.value, '$.turn') AS turn, json_extract(each_row.value, '$.run_id') AS run_id,
-           json_extract(each_row.value, '$.append_id') AS append_id, json_extract(each_row.value, '$.type') AS type,
-           json_extract(each_row.value, '$.role') AS role, json_extract(each_row.value, '$.call_id') AS call_id,
-           json_extract(each_row.value, '$.created_at') AS created_at, json_extract(each_row.value, '$.raw') AS raw
-      FROM snapshot, json_each(snapshot.metadata, '$.rows') AS each_row
-), content AS MATERIALIZED (
-    SELECT element.key AS place, element.value AS item FROM snapshot, json_each(snapshot.content) AS element
+    SELECT json_extract(stood, '$.position') AS position, json_extract(stood, '$.turn') AS turn,
+           json_extract(stood, '$.run_id') AS run_id, json_extract(stood, '$.append_id') AS append_id,
+           json_extract(stood, '$.type') AS type, json_extract(stood, '$.role') AS role,
+           json_extract(stood, '$.call_id') AS call_id, json_extract(stood, '$.created_at') AS created_at,
+           coalesce(json_extract(stood, '$.raw'), item) AS item
+      FROM paired
 ), removed AS (
     SELECT i.* FROM snapshot, items i
      WHERE i.tenant_id = :tenant_id AND i.session_id = :session_id
@@ -212,9 +217,8 @@ _RESTORE_INSERT = (
     _SNAPSHOT
     + f"""
 INSERT INTO items (tenant_id, session_id, position, turn, run_id, append_id, type, role, call_id, created_at, item)
-SELECT :tenant_id, :session_id, b.position, b.turn, b.run_id, b.append_id, b.type, b.role, b.call_id, b.created_at,
-       coalesce(b.raw, c.item)
-  FROM brought b JOIN content c ON c.place = b.place
+SELECT :tenant_id, :session_id, position, turn, run_id, append_id, type, role, call_id, created_at, item
+  FROM brought
  WHERE {HAPPENS}
 """
 )

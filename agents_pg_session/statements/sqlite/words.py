@@ -39,12 +39,12 @@ def moment(value: str) -> str:
 
 def before(seconds: float | None) -> str | None:
     """Return the modifier of SQLite's date functions that goes back by as many seconds."""
-    return None if seconds is None else f"-{seconds:.3f} seconds"
+    return None if seconds is None else f"{-seconds:+.3f} seconds"
 
 
 def after(seconds: float) -> str:
     """Return the modifier that goes forward."""
-    return f"+{seconds:.3f} seconds"
+    return f"{seconds:+.3f} seconds"
 
 
 # The session and the event of this call, where it has taken effect.
@@ -68,8 +68,9 @@ SELECT 1 AS fresh,
 # Create the session where there is none, and take its next event ids.
 OPENED = f"""
 INSERT INTO sessions AS s (
-    tenant_id, session_id, agent, user_id, metadata, last_event_id, created_at, updated_at, active_at)
-VALUES (:tenant_id, :session_id, :agent, :user_id, coalesce(:metadata, '{{}}'), :events, {NOW}, {NOW}, {NOW})
+    tenant_id, session_id, agent, user_id, metadata, status, last_event_id, created_at, updated_at, active_at)
+VALUES (:tenant_id, :session_id, :agent, :user_id, coalesce(:metadata, '{{}}'), coalesce(:status, 'active'), :events,
+        {NOW}, {NOW}, {NOW})
 ON CONFLICT (tenant_id, session_id) DO UPDATE SET
     status = coalesce(:status, s.status),
     last_event_id = s.last_event_id + excluded.last_event_id, updated_at = excluded.updated_at
