@@ -121,14 +121,22 @@ class Database:
         """Return the time for one verb, from now on; a verb that writes twice takes one for both."""
         return Budget(self._retry_for)
 
-    async def write(self, write: Write, budget: Budget) -> Rows:
+    async def write(self, write: Write, budget: Budget, landed: Callable[[Rows], None] | None = None) -> Rows:
         """Run a mutation so that it takes effect exactly once, and return its rows.
 
-        Once it is under way, cancelling the caller waits until it has settled. Raises `StorageUnavailable` when the
-        database stays away longer than the budget; the mutation is then there whole, or not at all.
+        Once it is under way, cancelling the caller waits until it has settled. *landed* is called with the rows of a
+        mutation that took effect, also when its caller was cancelled and never gets them. Raises `StorageUnavailable`
+        when the database stays away longer than the budget; the mutation is then there whole, or not at all.
         """
         await self._ensure_tables()
-        return await settled(self._write(write, budget), budget)
+
+        async def whole() -> Rows:
+            rows = await self._write(write, budget)
+            if landed is not None:
+                landed(rows)
+            return rows
+
+        return await settled(whole(), budget)
 
     async def create_tables(self) -> None:
         """Create the tables, or leave them as they are; any number of processes may do so at once."""

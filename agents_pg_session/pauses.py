@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,11 @@ async def resume(
     if not claim_for > 0:
         raise ValueError(f"claim_for must be a positive number of seconds, not {claim_for!r}")
     sql, key, claim_id = scope.database.sql, scope.key, str(uuid4())
-    row = await scope.change(partial(sql.claim, key, RUN_STATE, claim_id, claim_for))
+    try:
+        row = await scope.change(partial(sql.claim, key, RUN_STATE, claim_id, claim_for))
+    except asyncio.CancelledError:
+        await scope.database.write(sql.unclaim(key, RUN_STATE, claim_id), scope.database.budget())
+        raise
     if row is None or row.version is None:
         raise SnapshotNotFound(f"session {key.session_id!r} has no paused run; `pause` stores one")
     if not row.claimed:

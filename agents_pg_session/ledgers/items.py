@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from itertools import groupby
@@ -57,11 +57,15 @@ class Items:
             )
             if not entry.batch.rows:
                 return
-            row = await self._write(key, entry)
-            self._know(row.last_position, row.item_count)
-        if run is not None and report is not None:
-            run.written(report)
-            run.saw(items)
+
+            def landed(rows: Rows) -> None:
+                if rows:
+                    self._know(rows[0].last_position, rows[0].item_count)
+                    if run is not None and report is not None:
+                        run.written(report)
+                        run.saw(items)
+
+            await self._write(key, entry, landed)
 
     async def flush(self, run: TrackedRun, *, waiting: bool) -> None:
         """Write what *run* still has to say, without an item; a session that is gone by now stays gone."""
@@ -70,8 +74,8 @@ class Items:
             run.note_approvals()
         report = run.report()
         entry = compose((), self._scope.labels, report=report, names=run.names, status="waiting" if waiting else None)
-        await self._database.write(self._database.sql.append(run.key, entry), self._database.budget())
-        run.written(report)
+        append = self._database.sql.append(run.key, entry)
+        await self._database.write(append, self._database.budget(), lambda _rows: run.written(report))
 
     async def latest(self, key: Key, limit: int | None = None) -> list[Item]:
         """Return the newest *limit* items, oldest first; all of them without a limit.
@@ -104,6 +108,7 @@ class Items:
     async def unsummarised(self, key: Key, kind: str) -> tuple[str | None, list[Placed]]:
         """Return the newest summary's text and every item after what it has seen, oldest first."""
         rows = await self._database.read(self._database.sql.since_summary(key, kind))
+        self._saw(rows)
         content = rows[0].content
         text = None if content is None else _text(json.loads(content))
         return text, list(self._placed(key, [row for row in rows if row.position is not None]))[::-1]
@@ -163,6 +168,10 @@ class Items:
         # What somebody expected once (a resumed run) holds until its first append; with `expect` it goes on.
         self._extent = (last_position, item_count) if self._expecting else None
 
+    def _saw(self, rows: Rows) -> None:
+        if self._expecting:
+            self._extent = (rows[0].last_position or 0, rows[0].item_count or 0)
+
     def _guard(self) -> Guard:
         last_position, item_count = self._extent or (None, None)
         return Guard(last_position, item_count, self.lease_id)
@@ -171,13 +180,13 @@ class Items:
         """Appends of one handle that look at what it knows come one after the other."""
         return self._lock if self._expecting else nullcontext()
 
-    async def _write(self, key: Key, entry: Entry) -> Row[Any]:
-        budget = self._database.budget()
-        rows = await self._database.write(self._database.sql.append(key, entry), budget)
+    async def _write(self, key: Key, entry: Entry, landed: Callable[[Rows], None]) -> None:
+        sql, budget = self._database.sql, self._database.budget()
+        rows = await self._database.write(sql.append(key, entry), budget, landed)
         if not rows and entry.answers:  # outputs look for their calls in the present
-            rows = await self._database.write(self._database.sql.append(key, entry, patient=True), budget)
+            rows = await self._database.write(sql.append(key, entry, patient=True), budget, landed)
         if rows:
-            return rows[0]
+            return
         if entry.guard.lease_id is not None:
             raise SessionConflict(f"session {key.session_id!r}: the lease ran out and another holder took it")
         raise SessionConflict(
@@ -189,7 +198,7 @@ class Items:
         if not self._expecting:
             return await self._database.read(self._database.sql.latest(key, limit))
         rows = await self._database.read(self._database.sql.extent(key, limit))
-        self._extent = (rows[0].last_position or 0, rows[0].item_count or 0)
+        self._saw(rows)
         return [row for row in rows if row.position is not None]
 
     async def _since_summary(self, key: Key, window: Window, kind: str) -> list[Item]:

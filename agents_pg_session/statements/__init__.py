@@ -125,8 +125,8 @@ class Statements(Protocol):
         ...
 
     def since_summary(self, key: Key, kind: str) -> Command:
-        """Read the newest snapshot of *kind* and every item after it: at least one row (version, through_position,
-        content, position, turn, item), newest item first."""
+        """Read the newest snapshot of *kind* and every item after it: at least one row (last_position,
+        item_count, version, through_position, content, position, turn, item), newest item first."""
         ...
 
     def pop(self, key: Key, *, patient: bool = False) -> Write:

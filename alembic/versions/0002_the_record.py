@@ -6,6 +6,8 @@ on this schema; it writes neither runs nor tool runs nor snapshots.
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -96,7 +98,7 @@ def downgrade() -> None:
     _create_details(TIMES_BEFORE)
 
 
-def _rebuild_tool_runs(created_at: sa.Column[object]) -> None:
+def _rebuild_tool_runs(created_at: sa.Column[Any]) -> None:
     """SQLite cannot add a column whose default is the present time; revision 0001 wrote nothing into this table."""
     running = "CREATE INDEX ix_tool_runs_running ON tool_runs (tenant_id, session_id, call_position) "
     running += "WHERE status = 'running'"
@@ -139,7 +141,7 @@ def _create_details(times: str) -> None:
     op.execute(sa.text(_in_schema(f"CREATE VIEW {{schema}}tool_run_details AS{body}")))
 
 
-def _zero(name: str, kind: sa.types.TypeEngine[object]) -> sa.Column[object]:
+def _zero(name: str, kind: sa.types.TypeEngine[Any]) -> sa.Column[Any]:
     return sa.Column(name, kind, server_default=sa.text("0"), nullable=False)
 
 

@@ -43,8 +43,11 @@ WITH summary AS (
      WHERE tenant_id = :tenant_id AND session_id = :session_id AND kind = :kind
      ORDER BY version DESC LIMIT 1
 )
-SELECT summary.version, summary.through_position, summary.content, i.position, i.turn, i.item
+SELECT s.last_position, s.item_count, summary.version, summary.through_position, summary.content,
+       i.position, i.turn, i.item
   FROM (SELECT 1) AS always
+  LEFT JOIN (SELECT last_position, item_count FROM {schema}sessions
+              WHERE tenant_id = :tenant_id AND session_id = :session_id) AS s ON true
   LEFT JOIN summary ON true
   LEFT JOIN (SELECT position, turn, CAST(item AS text) AS item FROM {schema}items
               WHERE tenant_id = :tenant_id AND session_id = :session_id

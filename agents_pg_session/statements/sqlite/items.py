@@ -35,8 +35,11 @@ WITH summary AS (
      WHERE tenant_id = :tenant_id AND session_id = :session_id AND kind = :kind
      ORDER BY version DESC LIMIT 1
 )
-SELECT summary.version, summary.through_position, summary.content, i.position, i.turn, i.item
+SELECT s.last_position, s.item_count, summary.version, summary.through_position, summary.content,
+       i.position, i.turn, i.item
   FROM (SELECT 1) AS always
+  LEFT JOIN (SELECT last_position, item_count FROM sessions
+              WHERE tenant_id = :tenant_id AND session_id = :session_id) AS s ON true
   LEFT JOIN summary ON true
   LEFT JOIN (SELECT position, turn, CAST(item AS text) AS item FROM items
               WHERE tenant_id = :tenant_id AND session_id = :session_id
@@ -50,7 +53,8 @@ _NEWEST = "(SELECT max(position) FROM items WHERE tenant_id = :tenant_id AND ses
 # The tool run whose output that is: of the item as `taken`.
 _ANSWERED_BY_TAKEN = """
   FROM tool_runs t
- WHERE t.tenant_id = :tenant_id AND t.session_id = :session_id AND (taken.call_id IS NOT NULL OR taken.type LIKE '%output')
+ WHERE t.tenant_id = :tenant_id AND t.session_id = :session_id
+   AND (taken.call_id IS NOT NULL OR taken.type LIKE '%output')
    AND t.call_position < taken.position AND t.output_position = taken.position
  ORDER BY t.call_position DESC LIMIT 1"""
 
