@@ -112,7 +112,8 @@ def compose(
     batch = project(items)
     tools = project_calls(items, approved=report.approved if report else None, names=names or {})
     timings = _Timings(report)
-    runs = tuple(_tool_run(call, timings, report, labels) for call in tools.calls)
+    caller = _caller(report) or labels.agent
+    runs = tuple(_tool_run(call, timings, caller) for call in tools.calls)
     answers = tuple(_answers(tools, timings))
     return Entry(
         batch=batch,
@@ -147,17 +148,24 @@ class _Timings:
         return ((call_id, timing) for call_id, timing in left if timing.error is not None)
 
 
-def _tool_run(call: ToolCall, timings: _Timings, report: RunReport | None, labels: Labels) -> ToolRunRow:
+def _caller(report: RunReport | None) -> str | None:
+    """Return the agent whose calls these are: before a hand-off, the one that gave the run away."""
+    for note in report.notes if report else ():
+        if note.kind == "handoff" and note.agent is not None:
+            return note.agent
+    return report.agent if report else None
+
+
+def _tool_run(call: ToolCall, timings: _Timings, caller: str | None) -> ToolRunRow:
     timing = timings.take(call.call_id, call.tool_type) if call.output_place is not None else None
     status, error = _outcome(call.status, call.error, timing)
-    agent = (timing and timing.agent) or (report and report.agent) or labels.agent
     return ToolRunRow(
         place=call.place + 1,
         output_place=None if call.output_place is None else call.output_place + 1,
         call_id=call.call_id,
         tool_name=call.tool_name,
         tool_type=call.tool_type,
-        agent=agent,
+        agent=timing.agent if timing and timing.agent else caller,
         status=status,
         error=error,
         arguments=call.arguments,
