@@ -10,10 +10,22 @@ from agents_pg_session.entries import Labels
 from agents_pg_session.errors import InvalidItem
 from agents_pg_session.projection import encode
 
-__all__ = ["MAX_ID_BYTES", "checked_id", "checked_labels", "checked_text", "metadata_text"]
+__all__ = [
+    "MAX_ID_BYTES",
+    "checked_filters",
+    "checked_id",
+    "checked_labels",
+    "checked_number",
+    "checked_seconds",
+    "checked_text",
+    "metadata_text",
+]
 
 #: Bytes of UTF-8 a tenant, a session id, an agent or a user id may have: four of them fit into one index entry.
 MAX_ID_BYTES = 512
+
+#: Seconds a lease or a claim may last: a year.
+LONGEST = 366 * 86400
 
 
 def checked_id(name: str, value: object) -> str:
@@ -37,6 +49,25 @@ def checked_text(name: str, value: object) -> str:
     if not text:
         raise ValueError(f"{name} must not be empty")
     return text
+
+
+def checked_filters(**filters: str | None) -> dict[str, str | None]:
+    """Return what a list is filtered by, or raise `ValueError` for what no column can hold."""
+    return {name: None if value is None else checked_id(name, value) for name, value in filters.items()}
+
+
+def checked_number(name: str, value: object, *, least: int = 0) -> int:
+    """Return *value* if it is a whole number from *least* to what a bigint holds, else raise `ValueError`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
+    return value
+
+
+def checked_seconds(name: str, value: object) -> float:
+    """Return *value* if it is a number of seconds a lease or a claim can last, else raise `ValueError`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST:
+        raise ValueError(f"{name} must be a positive number of seconds, a year at most, not {value!r}")
+    return float(value)
 
 
 def checked_labels(agent: str | None, user_id: str | None, metadata: Mapping[str, Any] | None) -> Labels:

@@ -15,6 +15,7 @@ from uuid import uuid4
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_random_exponential
 
 from agents_pg_session.errors import SessionConflict, SessionError
+from agents_pg_session.labels import checked_seconds
 from agents_pg_session.ledgers.items import Items
 from agents_pg_session.ledgers.scope import Scope
 
@@ -29,15 +30,13 @@ class Exclusive(Generic[_Session]):
     """The block in which a session is run by nobody else who asks for it too."""
 
     def __init__(self, session: _Session, scope: Scope, items: Items, *, wait: float, lease_for: float) -> None:
-        if not wait >= 0:
+        if isinstance(wait, bool) or not isinstance(wait, int | float) or not wait >= 0:
             raise ValueError(f"wait must be a number of seconds, zero or more, not {wait!r}")
-        if not lease_for > 0:
-            raise ValueError(f"lease_for must be a positive number of seconds, not {lease_for!r}")
         self._session = session
         self._scope = scope
         self._items = items
         self._wait = wait
-        self._lease_for = lease_for
+        self._lease_for = checked_seconds("lease_for", lease_for)
         self._lease_id = str(uuid4())
         self._lost = False
         self._heart: asyncio.Task[None] | None = None

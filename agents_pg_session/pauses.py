@@ -11,6 +11,7 @@ from uuid import uuid4
 from agents import Agent, RunState
 
 from agents_pg_session.errors import SessionConflict, SnapshotNotFound
+from agents_pg_session.labels import checked_seconds
 from agents_pg_session.ledgers.items import Items
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.ledgers.snapshots import Snapshots
@@ -63,11 +64,10 @@ async def resume(
     scope: Scope, items: Items, agent: Agent[Any], claim_for: float, options: dict[str, Any]
 ) -> RunState[Any, Any]:
     """Claim the newest paused run and rebuild its state; give it back when it cannot be rebuilt."""
-    if not claim_for > 0:
-        raise ValueError(f"claim_for must be a positive number of seconds, not {claim_for!r}")
+    seconds = checked_seconds("claim_for", claim_for)
     sql, key, claim_id = scope.database.sql, scope.key, str(uuid4())
     try:
-        row = await scope.change(partial(sql.claim, key, RUN_STATE, claim_id, claim_for))
+        row = await scope.change(partial(sql.claim, key, RUN_STATE, claim_id, seconds))
     except asyncio.CancelledError:
         await scope.database.write(sql.unclaim(key, RUN_STATE, claim_id), scope.database.budget())
         raise

@@ -192,6 +192,11 @@ class Turn:
     items: tuple[StoredItem, ...]
 
     @property
+    def position(self) -> int:
+        """Where it begins."""
+        return self.items[0].position
+
+    @property
     def started_at(self) -> datetime:
         """When its first item was stored."""
         return self.items[0].created_at

@@ -269,9 +269,12 @@ class PGSession:
         """Return what the session is now. Raises `SessionNotFound` before the first append."""
         return await self._control.info()
 
-    async def turns(self, limit: int | None = None, *, before: int | None = None) -> list[Turn]:
-        """Return the conversation by turns, oldest first: the newest *limit*, of those *before* a turn's number."""
-        return await self._items.turns(None if limit is None else checked_limit(limit), before)
+    async def turns(self, limit: int | None = None, *, before_position: int | None = None) -> list[Turn]:
+        """Return the conversation by turns, oldest first: the newest *limit*, of those before a position.
+
+        For the ones before a page of turns pass `before_position=turns[0].position`.
+        """
+        return await self._items.turns(limit, before_position)
 
     async def usage(self) -> SessionUsage:
         """Return what the session cost in tokens, in all and per turn."""
@@ -319,7 +322,14 @@ class PGSession:
         Nothing is deleted: `window=Window(summary="summary")` gives the model the summary and what came after it.
         """
         window = self._window if self._window is not None and self._window.summary == kind else Window(summary=kind)
-        return await summarize(self._scope, self._items, self._snapshots, write, keep_turns=keep_turns, window=window)
+        return await summarize(
+            self._scope,
+            self._items,
+            self._snapshots,
+            write,
+            keep_turns=keep_turns,
+            window=window,
+        )
 
     async def restore(self, version: int) -> None:
         """Bring back what a compaction replaced: `history` snapshot *version* returns to where it stood.

@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from agents_pg_session.database import COMMAND_TIMEOUT, RETRY_FOR, Database
-from agents_pg_session.labels import checked_id, metadata_text
+from agents_pg_session.labels import checked_filters, checked_id, metadata_text
 from agents_pg_session.ledgers.mapping import session_info, sums, tool_run, waiting_run
+from agents_pg_session.ledgers.tool_runs import checked_status
 from agents_pg_session.paging import checked_limit, page, read_cursor
 from agents_pg_session.pools import BorrowedEngine, OwnEngines
 from agents_pg_session.records import Page, SessionInfo, StoreCheck, ToolRun, UsageOf, WaitingRun
@@ -30,6 +31,9 @@ __all__ = ["SessionStore"]
 _SESSION_KEYS = ("active_at", "session_id", "tenant")
 _SESSION_KEY = ((datetime, str), (datetime, str, str))
 _TOOL_RUN_KEY = ((datetime, str, int), (datetime, str, int, str))
+
+#: How far back a list can be asked for: a hundred years.
+_LONG_AGO = timedelta(days=36525)
 
 _Moment = TypeVar("_Moment", datetime | None, datetime | timedelta | None)
 
@@ -133,7 +137,7 @@ class SessionStore:
         *metadata* is what a session's metadata must contain, as jsonb's `@>` has it. *after* is the `cursor` of a page
         before. Raises `ValueError` for a cursor of another list.
         """
-        filters = {"user_id": user_id, "agent": agent, "status": status}
+        filters = checked_filters(user_id=user_id, agent=agent, status=status)
         contained = None if metadata is None else metadata_text(metadata)
         limit, place = checked_limit(limit), read_cursor(after, *_SESSION_KEY[all_tenants])
         whose = self._whose(tenant, all_tenants)
@@ -157,10 +161,10 @@ class SessionStore:
 
         A timedelta reaches back from the database's present.
         """
-        filters = {"status": status, "tool_name": tool_name}
+        times, named = _checked_moment("since", since), checked_filters(tool_name=tool_name)["tool_name"]
         limit, place = checked_limit(limit), read_cursor(after, *_TOOL_RUN_KEY[all_tenants])
         whose = self._whose(tenant, all_tenants)
-        command = self._database.reads.all_tool_runs(whose, filters, _checked_moment("since", since), place, limit)
+        command = self._database.reads.all_tool_runs(whose, checked_status(status), named, times, place, limit)
         records = [tool_run(row) for row in await self._database.read(command)]
         keys = ("created_at", "session_id", "position", "tenant")[: 4 if all_tenants else 3]
         return page(records, limit, lambda record: [getattr(record, key) for key in keys], after)
@@ -243,4 +247,8 @@ def _checked_moment(name: str, value: _Moment) -> _Moment:
         raise ValueError(f"{name} must be an aware datetime, with a time zone: datetime.now(timezone.utc)")
     if value is not None and not isinstance(value, datetime | timedelta):
         raise ValueError(f"{name} must be a datetime or a timedelta, not {type(value).__name__}")
+    if isinstance(value, timedelta) and not timedelta(0) <= value <= _LONG_AGO:
+        raise ValueError(f"{name} must reach back at most {_LONG_AGO.days} days, not {value}")
+    if isinstance(value, datetime) and not 1 < value.year < 9999:
+        raise ValueError(f"{name} must be a date people lived at, not {value}")
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from agents_pg_session.labels import checked_number
 from agents_pg_session.ledgers.items import Items
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.ledgers.snapshots import Snapshots
@@ -25,7 +26,7 @@ async def summarize(
     """Have *write* summarise the previous summary and what came since, and save that; None if nothing did."""
     assert window.summary is not None, "a summary's window"
     text, placed = await items.unsummarised(scope.key, window.summary)
-    unread = placed[: summary_boundary(placed, keep_turns)]
+    unread = placed[: summary_boundary(placed, checked_number("keep_turns", keep_turns))]
     if not unread:
         return None
     previous = [] if text is None else [window.render(text)]

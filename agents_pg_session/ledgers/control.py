@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from agents_pg_session.errors import SessionConflict, SessionNotFound
+from agents_pg_session.labels import checked_number
 from agents_pg_session.ledgers.mapping import session_info
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.records import SessionInfo
@@ -32,6 +33,7 @@ class Control:
 
     async def fork(self, key: Key, before_turn: int | None) -> None:
         source, labels = self._scope.key, self._scope.labels
+        before_turn = None if before_turn is None else checked_number("before_turn", before_turn)
         fork = self._database.sql.fork(key, source.session_id, before_turn, labels)
         [row] = await self._database.write(fork, self._database.budget())
         if not row.found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from agents_pg_session.labels import checked_text
+from agents_pg_session.labels import checked_filters, checked_number, checked_text
 from agents_pg_session.ledgers.mapping import event, moment
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.paging import checked_limit, page, read_cursor
@@ -30,7 +30,8 @@ class Events:
     ) -> Event:
         """Write an event of your own and return it. Raises `InvalidItem` for a payload that is no JSON."""
         text = None if payload is None else encode_value(payload, place="payload")
-        note = Note(checked_text("kind", kind), text, agent, run_id)
+        named = checked_filters(agent=agent, run_id=run_id)
+        note = Note(checked_text("kind", kind), text, named["agent"], named["run_id"])
         key = self._scope.key
         row = await self._scope.change(partial(self._database.sql.record, key, note, self._scope.labels))
         assert row is not None, "an event creates its session"
@@ -42,7 +43,7 @@ class Events:
         """Return the events, oldest first. Keep the page's `cursor` and ask again with `after=`: nothing is skipped,
         for ids are handed out in the order of the commits."""
         limit, place = checked_limit(limit), read_cursor(after, int)
-        filters = {"kind": kind, "run_id": run_id}
+        filters = checked_filters(kind=kind, run_id=run_id)
         start = place[0] if place else 0
         assert isinstance(start, int)
         command = self._database.reads.events(self._scope.key, filters, start, limit)
@@ -51,10 +52,11 @@ class Events:
 
     async def get(self, event_id: int) -> Event | None:
         """Return one event; None if there is none of that id."""
-        rows = await self._database.read(self._database.reads.event(self._scope.key, event_id))
+        command = self._database.reads.event(self._scope.key, checked_number("event_id", event_id))
+        rows = await self._database.read(command)
         return event(rows[0]) if rows else None
 
     async def latest(self, *, kind: str | None = None) -> Event | None:
         """Return the newest event, of one kind if told which; None before the first."""
-        rows = await self._database.read(self._database.reads.latest_event(self._scope.key, {"kind": kind}))
+        rows = await self._database.read(self._database.reads.latest_event(self._scope.key, checked_filters(kind=kind)))
         return event(rows[0]) if rows else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from agents_pg_session.errors import SessionConflict, SessionNotFound, SnapshotNotFound
+from agents_pg_session.labels import checked_number
 from agents_pg_session.ledgers.items import Items
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.projection import Item, decode, project
@@ -64,7 +65,7 @@ class History:
 
     async def restore(self, version: int) -> None:
         """Bring the items of `history` snapshot *version* back to where they stood."""
-        key = self._scope.key
+        key, version = self._scope.key, checked_number("version", version, least=1)
         row = await self._scope.change(partial(self._database.sql.restore, key, version))
         if row is None:
             raise SessionNotFound(f"session {key.session_id!r} is not there: nothing was appended to it yet")

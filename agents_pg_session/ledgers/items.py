@@ -16,8 +16,10 @@ from sqlalchemy import Row
 from agents_pg_session.database import Rows
 from agents_pg_session.entries import Entry, Guard, compose
 from agents_pg_session.errors import SessionConflict
+from agents_pg_session.labels import checked_number
 from agents_pg_session.ledgers.mapping import moment
 from agents_pg_session.ledgers.scope import Scope
+from agents_pg_session.paging import checked_limit
 from agents_pg_session.projection import Item, decode
 from agents_pg_session.records import StoredItem, Turn
 from agents_pg_session.statements import Key
@@ -132,12 +134,13 @@ class Items:
         if self._extent is not None:
             self._know(self._extent[0], 0)
 
-    async def turns(self, limit: int | None, before: int | None) -> list[Turn]:
-        """Return the newest *limit* turns, oldest first; with *before*, the ones before that turn."""
+    async def turns(self, limit: int | None, before_position: int | None) -> list[Turn]:
+        """Return the newest *limit* turns, oldest first, of those before a position if one is given."""
         key = self._scope.key
-        fetch = _NO_MORE_THAN if limit is None else max(64, 16 * limit)
+        fetch = _NO_MORE_THAN if limit is None else max(64, 16 * checked_limit(limit))
+        before_position = None if before_position is None else checked_number("before_position", before_position)
         while True:
-            rows = await self._database.read(self._database.reads.stored_items(key, before, fetch))
+            rows = await self._database.read(self._database.reads.stored_items(key, before_position, fetch))
             turns = [
                 Turn(number, tuple(each))
                 for number, each in groupby(self._stored(key, rows[::-1]), key=lambda item: item.turn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from agents_pg_session.labels import checked_filters, checked_id
 from agents_pg_session.ledgers.mapping import run, sums
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.paging import checked_limit, page, read_cursor
@@ -24,13 +25,14 @@ class Runs:
     ) -> Page[Run]:
         """Return the runs, newest first. *after* is the `cursor` of a page before; a forged one raises `ValueError`."""
         limit, place = checked_limit(limit), read_cursor(after, datetime, str)
-        command = self._database.reads.runs(self._scope.key, {"status": status, "agent": agent}, place, limit)
+        filters = checked_filters(status=status, agent=agent)
+        command = self._database.reads.runs(self._scope.key, filters, place, limit)
         records = [run(row) for row in await self._database.read(command)]
         return page(records, limit, lambda record: (record.started_at, record.run_id), after)
 
     async def get(self, run_id: str) -> Run | None:
         """Return one run; None if the session has none of that id."""
-        rows = await self._database.read(self._database.reads.run(self._scope.key, run_id))
+        rows = await self._database.read(self._database.reads.run(self._scope.key, checked_id("run_id", run_id)))
         return run(rows[0]) if rows else None
 
     async def latest(self) -> Run | None:

@@ -7,7 +7,7 @@ import json
 from functools import partial
 
 from agents_pg_session.errors import SnapshotNotFound
-from agents_pg_session.labels import checked_text
+from agents_pg_session.labels import checked_filters, checked_number, checked_text
 from agents_pg_session.ledgers.mapping import snapshot
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.paging import checked_limit, page, read_cursor
@@ -36,7 +36,7 @@ class Snapshots:
         saved = Snapshotted(
             kind=checked_text("kind", kind),
             content=encode_value(content, place="content"),
-            through=through,
+            through=None if through is None else checked_number("through", through),
             label=None if label is None else checked_text("label", label),
             metadata=None if metadata is None else encode_value(metadata, place="metadata"),
         )
@@ -50,14 +50,15 @@ class Snapshots:
     async def get(self, kind: str, version: int) -> Snapshot:
         """Return one version. Raises `SnapshotNotFound` if there is none."""
         key = self._scope.key
-        rows = await self._database.read(self._database.reads.snapshot(key, kind, version))
+        named = checked_text("kind", kind), checked_number("version", version, least=1)
+        rows = await self._database.read(self._database.reads.snapshot(key, *named))
         if not rows:
             raise SnapshotNotFound(f"session {key.session_id!r} has no version {version} of snapshot {kind!r}")
         return snapshot(rows[0])
 
     async def list(self, kind: str | None = None, *, limit: int = 50, after: str | None = None) -> Page[Snapshot]:
         """Return the versions of *kind*, newest first; without one, all kinds, each newest first."""
-        limit = checked_limit(limit)
+        limit, kind = checked_limit(limit), checked_filters(kind=kind)["kind"]
         place = read_cursor(after, int) if kind is not None else read_cursor(after, str, int)
         rows = await self._database.read(self._database.reads.snapshots(self._scope.key, kind, place, limit))
         records = [snapshot(row) for row in rows]

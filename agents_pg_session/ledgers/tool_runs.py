@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from agents_pg_session.labels import checked_filters, checked_number
 from agents_pg_session.ledgers.mapping import tool_run
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.paging import checked_limit, page, read_cursor
 from agents_pg_session.records import Page, ToolRun
+from agents_pg_session.statements.reads import TOOL_RUN_STATUSES
 
-__all__ = ["ToolRuns"]
+__all__ = ["ToolRuns", "checked_status"]
+
+
+def checked_status(status: str | None) -> str | None:
+    """Return *status* if a tool run can have it, else raise `ValueError`."""
+    if status is not None and status not in TOOL_RUN_STATUSES:
+        raise ValueError(f"status must be one of {', '.join(map(repr, TOOL_RUN_STATUSES))}, not {status!r}")
+    return status
 
 
 class ToolRuns:
@@ -23,14 +32,15 @@ class ToolRuns:
     ) -> Page[ToolRun]:  # fmt: skip
         """Return the tool runs, newest first. *status* is "running", "succeeded", "failed" or "rejected"."""
         limit, place = checked_limit(limit), read_cursor(after, int)
-        filters = {"status": status, "tool_name": tool_name, "run_id": run_id}
-        command = self._database.reads.tool_runs(self._scope.key, filters, place, limit)
+        filters = checked_filters(tool_name=tool_name, run_id=run_id)
+        command = self._database.reads.tool_runs(self._scope.key, checked_status(status), filters, place, limit)
         records = [tool_run(row) for row in await self._database.read(command)]
         return page(records, limit, lambda record: (record.position,), after)
 
     async def get(self, position: int) -> ToolRun | None:
         """Return the tool run whose call stands at *position*; None if there is none."""
-        rows = await self._database.read(self._database.reads.tool_run(self._scope.key, position))
+        command = self._database.reads.tool_run(self._scope.key, checked_number("position", position))
+        rows = await self._database.read(command)
         return tool_run(rows[0]) if rows else None
 
     async def latest(self, *, tool_name: str | None = None) -> ToolRun | None:

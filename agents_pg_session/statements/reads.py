@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 from agents_pg_session.statements import Command, Key, Step, Subject, clause, quoted_prefix
 
-__all__ = ["Reads"]
+__all__ = ["TOOL_RUN_STATUSES", "Reads"]
+
+TOOL_RUN_STATUSES = ("running", "succeeded", "failed", "rejected")
 
 _SESSION = """
     s.tenant_id, s.session_id, s.status, s.agent, s.user_id, CAST(s.metadata AS text) AS metadata,
@@ -117,12 +119,11 @@ class Reads:
         return self._across("sessions", "s", _WAITING, _PAUSED, tenant, where, {}, order, after, limit)
 
     def all_tool_runs(
-        self, tenant: str | None, filters: Mapping[str, str | None], since: Since, after: list[Any] | None, limit: int
-    ) -> Command:
-        where, values = self._filters("t", filters)
+        self, tenant: str | None, status: str | None, tool_name: str | None, since: Since, after: list[Any] | None,
+        limit: int,
+    ) -> Command:  # fmt: skip
+        where, values = self._tool_run_filters(status, tool_name)
         self._since("t.created_at", since, where, values)
-        if filters.get("status") not in (None, "succeeded"):
-            where.append("t.status <> 'succeeded'")  # said once more, so that the partial index answers
         order = ("created_at", "session_id", "call_position", *(("tenant_id",) if tenant is None else ()))
         return self._across("tool_runs", "t", _TOOL_RUN, "", tenant, where, values, order, after, limit)
 
@@ -154,8 +155,12 @@ class Reads:
         sql = f"SELECT {_RUN}\n  FROM {{schema}}runs r{_where('r')} AND r.run_id = :run_id"
         return self._of(key, "run", sql, run_id=run_id)
 
-    def tool_runs(self, key: Key, filters: Mapping[str, str | None], after: list[Any] | None, limit: int) -> Command:
-        where, values = self._filters("t", filters)
+    def tool_runs(
+        self, key: Key, status: str | None, filters: Mapping[str, str | None], after: list[Any] | None, limit: int
+    ) -> Command:
+        where, values = self._tool_run_filters(status, None)
+        more, bound = self._filters("t", filters)
+        where, values = where + more, values | bound
         return self._list(key, "tool_runs", "t", _TOOL_RUN, where, values, ("call_position",), after, limit)
 
     def tool_run(self, key: Key, position: int) -> Command:
@@ -185,15 +190,12 @@ class Reads:
         return self._list(key, "snapshots", "n", _SNAPSHOT, where, values, order, after, limit)
 
     def snapshot(self, key: Key, kind: str, version: int) -> Command:
-        sql = (
-            f"SELECT {_SNAPSHOT}\n  FROM {{schema}}snapshots n{_where('n')} AND n.kind = :kind AND n.version = :version"
-        )
+        sql = f"SELECT {_SNAPSHOT}\n  FROM {{schema}}snapshots n{_where('n')} AND n.kind = :kind AND n.version = CAST(:version AS bigint)"
         return self._of(key, "snapshot", sql, kind=kind, version=version)
 
-    def stored_items(self, key: Key, before_turn: int | None, limit: int) -> Command:
-        where = [] if before_turn is None else ["i.turn < :before_turn"]
-        values = {} if before_turn is None else {"before_turn": before_turn}
-        return self._list(key, "items", "i", _ITEM, where, values, ("position",), None, limit - 1)
+    def stored_items(self, key: Key, before_position: int | None, limit: int) -> Command:
+        after = None if before_position is None else [before_position]
+        return self._list(key, "items", "i", _ITEM, [], {}, ("position",), after, limit - 1)
 
     def find(self, key: Key, pattern: str) -> Command:
         like = "CAST(i.item AS text) {like} :pattern ESCAPE '!'"
@@ -235,6 +237,14 @@ class Reads:
             sql = f"{tenants}SELECT page.*\n  FROM tenants CROSS JOIN LATERAL (\n{sql}) AS page\n{outer} LIMIT :limit"
         return self._command(Subject(table), sql, values)
 
+    def _tool_run_filters(self, status: str | None, tool_name: str | None) -> tuple[list[str], Values]:
+        where, values = self._filters("t", {"tool_name": tool_name})
+        if status is not None:
+            # Spelled out, for the planner to see that the index of what did not succeed has it.
+            assert status in TOOL_RUN_STATUSES, "the ledgers check it"
+            where.append(f"t.status = '{status}'")
+        return where, values
+
     def _filters(self, alias: str, filters: Mapping[str, str | None]) -> tuple[list[str], Values]:
         given = {column: value for column, value in filters.items() if value is not None}
         return [f"{alias}.{column} = :{column}" for column in given], dict(given)
@@ -244,15 +254,17 @@ class Reads:
         sort = " ORDER BY " + ", ".join(f"{alias}.{column} DESC" for column in order)
         if after is None:
             return sort, [], {}
-        places = [
-            self._moment(f"after_{index}") if isinstance(value, datetime) else f":after_{index}"
-            for index, value in enumerate(after)
-        ]
+        places = [self._place(f"after_{index}", value) for index, value in enumerate(after)]
         bound = {
             f"after_{index}": self._bound(value) if isinstance(value, datetime) else value
             for index, value in enumerate(after)
         }
         return sort, [f"({columns}) < ({', '.join(places)})"], bound
+
+    def _place(self, name: str, value: object) -> str:
+        if isinstance(value, datetime):
+            return self._moment(name)
+        return f"CAST(:{name} AS bigint)" if isinstance(value, int) else f":{name}"
 
     def _since(self, column: str, since: Since, where: list[str], values: Values) -> None:
         if isinstance(since, timedelta):  # by the database's clock
