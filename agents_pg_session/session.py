@@ -62,6 +62,10 @@ class PGSession:
     """
 
     session_id: str
+    runs: Runs  #: its runs: `list`, `get`, `latest`, `usage`
+    tool_runs: ToolRuns  #: its tool runs: `list`, `get`, `latest`
+    events: Events  #: what happened beside the items: `record`, `list`, `get`, `latest`
+    snapshots: Snapshots  #: versions of remembered state: `save`, `latest`, `get`, `list`, `diff`
 
     def __init__(
         self,
@@ -103,8 +107,10 @@ class PGSession:
         self._items = Items(scope, expecting=expect is not None)
         self._history = History(scope, self._items)
         self._control = Control(scope)
-        self._runs, self._tool_runs, self._events = Runs(scope), ToolRuns(scope), Events(scope)
-        self._snapshots = Snapshots(scope)
+        self.runs = Runs(scope)
+        self.tool_runs = ToolRuns(scope)
+        self.events = Events(scope)
+        self.snapshots = Snapshots(scope)
         self.session_settings = session_settings if session_settings is not None else SessionSettings()
 
     @classmethod
@@ -229,26 +235,6 @@ class PGSession:
 
     # -- the record
 
-    @property
-    def runs(self) -> Runs:
-        """Its runs: `list`, `get`, `latest`, `usage`."""
-        return self._runs
-
-    @property
-    def tool_runs(self) -> ToolRuns:
-        """Its tool runs: `list`, `get`, `latest`."""
-        return self._tool_runs
-
-    @property
-    def events(self) -> Events:
-        """What happened beside the items: `record`, `list`, `get`, `latest`."""
-        return self._events
-
-    @property
-    def snapshots(self) -> Snapshots:
-        """Versions of remembered state: `save`, `latest`, `get`, `list`, `diff`."""
-        return self._snapshots
-
     def hooks(self, wrap: RunHooks[Any] | None = None) -> Recorder:
         """Return hooks for `Runner.run(…, hooks=…)` that measure what items do not tell; yours are called unchanged.
 
@@ -278,7 +264,7 @@ class PGSession:
 
     async def usage(self) -> SessionUsage:
         """Return what the session cost in tokens, in all and per turn."""
-        return await self._runs.usage()
+        return await self.runs.usage()
 
     async def find(self, text: str, *, limit: int = 50) -> list[StoredItem]:
         """Return the newest items in which somebody or something says *text*, whatever the case, newest first."""
@@ -325,7 +311,7 @@ class PGSession:
         return await summarize(
             self._scope,
             self._items,
-            self._snapshots,
+            self.snapshots,
             write,
             keep_turns=keep_turns,
             window=window,
@@ -347,7 +333,7 @@ class PGSession:
         *options* go to the SDK's `RunState.to_json` (`context_serializer`, `strict_context` …). Raises `ValueError` for
         a run that waits for nothing.
         """
-        return await pause(self._snapshots, self._book, result, options)
+        return await pause(self.snapshots, self._book, result, options)
 
     async def resume(self, agent: Agent[Any], *, claim_for: float = 300.0, **options: Any) -> RunState[Any, Any]:
         """Claim the paused run and return its state: approve or reject, then run it on this same handle.

@@ -97,7 +97,8 @@ RESTORE = (
            CAST(metadata ->> 'last_position' AS bigint) AS last_position,
            CAST(metadata ->> 'count' AS bigint) AS count
       FROM {schema}snapshots
-     WHERE tenant_id = :tenant_id AND session_id = :session_id AND kind = 'history' AND version = CAST(:version AS bigint)
+     WHERE tenant_id = :tenant_id AND session_id = :session_id
+       AND kind = 'history' AND version = CAST(:version AS bigint)
 ), brought AS (
     SELECT each.*
       FROM snapshot
