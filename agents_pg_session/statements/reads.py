@@ -191,8 +191,7 @@ class Reads:
 
     def snapshot(self, key: Key, kind: str, version: int) -> Command:
         version_of = "n.kind = :kind AND n.version = CAST(:version AS bigint)"
-        sql = f"SELECT {_SNAPSHOT}
-  FROM {{schema}}snapshots n{_where('n')} AND {version_of}"
+        sql = f"SELECT {_SNAPSHOT}\n  FROM {{schema}}snapshots n{_where('n')} AND {version_of}"
         return self._of(key, "snapshot", sql, kind=kind, version=version)
 
     def stored_items(self, key: Key, before_position: int | None, limit: int) -> Command:
