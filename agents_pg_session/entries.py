@@ -84,6 +84,8 @@ class Entry:
     notes: tuple[Note, ...] = ()
     report: RunReport | None = None
     status: str | None = None  #: what the session becomes; None leaves it as it is
+    status_at: int | None = None  #: only if its last position still is this one
+    taken: tuple[ToolTiming, ...] = ()  #: the timings that these rows tell
 
     @property
     def conditional(self) -> bool:
@@ -104,6 +106,7 @@ def compose(
     report: RunReport | None = None,
     names: Mapping[str, str] | None = None,
     status: str | None = None,
+    status_at: int | None = None,
 ) -> Entry:
     """Project *items* and what their run has to say into rows, or refuse all of them with `InvalidItem`.
 
@@ -115,15 +118,18 @@ def compose(
     caller = _caller(report) or labels.agent
     runs = tuple(_tool_run(call, timings, caller) for call in tools.calls)
     answers = tuple(_answers(tools, timings))
+    notes = tuple(_notes(tools, runs, answers, report, names or {}, timings))
     return Entry(
         batch=batch,
         labels=labels,
         guard=guard,
         tool_runs=runs,
         answers=answers,
-        notes=tuple(_notes(tools, runs, answers, report, names or {}, timings)),
+        notes=notes,
         report=report,
         status=status or ("active" if batch.rows else None),
+        status_at=status_at,
+        taken=tuple(timings.taken),
     )
 
 
@@ -133,18 +139,22 @@ class _Timings:
     def __init__(self, report: RunReport | None) -> None:
         self._named = dict(report.timings) if report else {}
         self._nameless = list(report.nameless) if report else []
+        self._over = report is not None and report.status != "running"
+        self.taken: list[ToolTiming] = []
 
     def take(self, call_id: str | None, tool_type: str) -> ToolTiming | None:
-        if call_id is not None and call_id in self._named:
-            return self._named.pop(call_id)
-        for index, timing in enumerate(self._nameless):
-            if timing.tool_type == tool_type:
-                return self._nameless.pop(index)
-        return None
+        timing = self._named.pop(call_id, None) if call_id is not None else None
+        for index, nameless in enumerate(self._nameless):
+            if timing is None and nameless.tool_type == tool_type:
+                timing = self._nameless.pop(index)
+        if timing is not None:
+            self.taken.append(timing)
+        return timing
 
     def failed(self) -> Iterator[tuple[str | None, ToolTiming]]:
-        """What is left and went wrong: tools that ended their run, so that no item tells of them."""
-        left = [*self._named.items(), *((None, timing) for timing in self._nameless)]
+        """What is left and went wrong when the run is over: tools that ended it, so that no item tells of them."""
+        left = [*self._named.items(), *((None, timing) for timing in self._nameless)] if self._over else []
+        self.taken.extend(timing for _, timing in left)
         return ((call_id, timing) for call_id, timing in left if timing.error is not None)
 
 
@@ -163,7 +173,7 @@ def _tool_run(call: ToolCall, timings: _Timings, caller: str | None) -> ToolRunR
         place=call.place + 1,
         output_place=None if call.output_place is None else call.output_place + 1,
         call_id=call.call_id,
-        tool_name=call.tool_name,
+        tool_name=None if call.tool_name is None else call.tool_name.encode()[:512].decode("utf-8", "ignore"),
         tool_type=call.tool_type,
         agent=timing.agent if timing and timing.agent else caller,
         status=status,

@@ -42,6 +42,8 @@ class Exclusive(Generic[_Session]):
         self._heart: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> _Session:
+        if self._items.lease_id is not None:
+            raise SessionConflict(f"session {self._scope.key.session_id!r}: this handle runs it alone already")
         attempts = AsyncRetrying(
             retry=retry_if_result(lambda taken: not taken),
             wait=wait_random_exponential(multiplier=0.02, max=0.5),
@@ -66,13 +68,15 @@ class Exclusive(Generic[_Session]):
     ) -> None:
         assert self._heart is not None
         self._heart.cancel()
-        await asyncio.wait([self._heart])
         self._items.lease_id = None
-        await self._release()
+        try:
+            await self._release()  # first: whoever cancels this block may do so again at each await
+        finally:
+            await asyncio.wait([self._heart])
         if self._lost and error is None:
             raise SessionConflict(
                 f"session {self._scope.key.session_id!r}: the lease was lost while the block ran: it stood still for "
-                f"longer than {self._lease_for:g} s, and somebody else took it"
+                f"longer than {self._lease_for:g} s and somebody else took it, or the session was deleted"
             )
 
     async def _take(self) -> bool:

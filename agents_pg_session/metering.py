@@ -12,13 +12,16 @@ from agents.usage import RequestUsage
 
 from agents_pg_session.reports import RunReport, UsageDelta
 
-__all__ = ["Meter", "cause_in_tool", "described", "stored_text"]
+__all__ = ["Meter", "cause_in_tool", "described", "stored_name", "stored_text"]
 
 #: The newest requests that `usage_details` tells of.
 MAX_REQUESTS = 200
 
 #: Characters of an error's text that are kept.
 MAX_TEXT = 2000
+
+#: Bytes of a name that are kept: an agent's, as much as a label may have.
+MAX_NAME_BYTES = 512
 
 
 class Meter:
@@ -112,6 +115,11 @@ def described(error: BaseException) -> str:
 def stored_text(text: str) -> str:
     """Return *text* without what PostgreSQL cannot store, and not endlessly long."""
     return text[:MAX_TEXT].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def stored_name(text: str) -> str:
+    """Return a name as a column with an index over it can hold it."""
+    return stored_text(text).encode()[:MAX_NAME_BYTES].decode("utf-8", "ignore")
 
 
 def cause_in_tool(tool: str, error: BaseException) -> BaseException:

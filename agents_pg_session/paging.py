@@ -30,21 +30,21 @@ def checked_limit(limit: int) -> int:
     return limit
 
 
-def page(records: Sequence[_T], limit: int, key: Callable[[_T], Key], after: str | None) -> Page[_T]:
-    """Make a page of at most *limit* records; one more than that was asked for, to know whether there is more."""
+def page(of: str, records: Sequence[_T], limit: int, key: Callable[[_T], Key], after: str | None) -> Page[_T]:
+    """Make a page of the list *of* something, at most *limit* records; one more than that was asked for."""
     shown = tuple(records[:limit])
-    return Page(shown, _cursor(key(shown[-1])) if shown else after, more=len(records) > limit)
+    return Page(shown, _cursor([of, *key(shown[-1])]) if shown else after, more=len(records) > limit)
 
 
-def read_cursor(cursor: str | None, *kinds: type) -> list[object] | None:
+def read_cursor(of: str, cursor: str | None, *kinds: type) -> list[object] | None:
     """Return the sort key in a cursor, one value per kind; raise `ValueError` if this list never made it."""
     if cursor is None:
         return None
     try:
         values = json.loads(urlsafe_b64decode(cursor.encode("ascii")))
-        if not isinstance(values, list) or len(values) != len(kinds):
+        if not isinstance(values, list) or len(values) != len(kinds) + 1 or values[0] != of:
             raise ValueError
-        return [_value(value, kind) for value, kind in zip(values, kinds, strict=True)]
+        return [_value(value, kind) for value, kind in zip(values[1:], kinds, strict=True)]
     except (ValueError, AttributeError, RecursionError):
         raise ValueError(f"after must be the cursor of a page of this same list, not {str(cursor)[:80]!r}") from None
 
@@ -57,7 +57,7 @@ def _cursor(key: Key) -> str:
 def _value(value: object, kind: type) -> object:
     if kind is datetime and isinstance(value, str):
         moment = datetime.fromisoformat(value)
-        if moment.tzinfo is not None:
+        if moment.tzinfo is not None and 1 < moment.year < 9999:
             return moment
     elif kind is int and type(value) is int and 0 <= value < 2**63:
         return value

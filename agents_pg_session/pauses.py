@@ -14,7 +14,7 @@ from agents_pg_session.errors import SessionConflict, SnapshotNotFound
 from agents_pg_session.labels import checked_seconds
 from agents_pg_session.ledgers.items import Items
 from agents_pg_session.ledgers.scope import Scope
-from agents_pg_session.ledgers.snapshots import Snapshots
+from agents_pg_session.ledgers.snapshots import RUN_STATE, Snapshots
 from agents_pg_session.metering import stored_text
 from agents_pg_session.projection import encode_value
 from agents_pg_session.reports import Note
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
     from agents.items import ToolApprovalItem
     from agents.result import RunResultBase
 
-__all__ = ["RUN_STATE", "pause", "resume"]
-
-#: The kind of snapshot a paused run is.
-RUN_STATE = "run_state"
+__all__ = ["Claim", "pause", "resume"]
 
 
 async def pause(
@@ -45,36 +42,40 @@ async def pause(
     run_id = run.run_id if run else None
     told = run is not None and run.has_asked
     notes = [] if told else [Note("approval_asked", json.dumps(each), each["agent"], run_id) for each in asked]
+    if run is not None and not run.is_settled:
+        notes.append(Note("run_ended", json.dumps({"status": "interrupted", "error": None}), run.agent, run_id))
     version = await snapshots.write(
         Snapshotted(
             kind=RUN_STATE,
             content=encode_value(state.to_json(**options), place="the run's state"),
             metadata=json.dumps({"approvals": asked}),
             status="waiting",
+            # Its calls must be the last thing the session says: whoever resumes it answers them.
+            expected_position=run.last_position if run else None,
             run_id=run_id,
             notes=tuple(notes),
         )
     )
     if run is not None:
-        run.has_asked = True
+        run.paused()
     return version
 
 
 async def resume(
-    scope: Scope, items: Items, agent: Agent[Any], claim_for: float, options: dict[str, Any]
-) -> RunState[Any, Any]:
+    scope: Scope, items: Items, book: RunBook, agent: Agent[Any], claim_for: float, options: dict[str, Any]
+) -> tuple[RunState[Any, Any], Claim]:
     """Claim the newest paused run and rebuild its state; give it back when it cannot be rebuilt."""
     seconds = checked_seconds("claim_for", claim_for)
-    sql, key, claim_id = scope.database.sql, scope.key, str(uuid4())
+    sql, key, claim = scope.database.sql, scope.key, Claim(scope)
     try:
-        row = await scope.change(partial(sql.claim, key, RUN_STATE, claim_id, seconds))
+        row = await scope.change(partial(sql.claim, key, RUN_STATE, claim.claim_id, seconds))
     except asyncio.CancelledError:
-        await scope.database.write(sql.unclaim(key, RUN_STATE, claim_id), scope.database.budget())
+        await claim.release()
         raise
     if row is None or row.version is None:
         raise SnapshotNotFound(f"session {key.session_id!r} has no paused run; `pause` stores one")
     if not row.claimed:
-        if row.held:
+        if not row.moved:
             raise SessionConflict(f"session {key.session_id!r}: another worker has resumed its paused run")
         raise SessionConflict(
             f"session {key.session_id!r} has gone on since its run was paused (version {row.version}): a state can be "
@@ -83,11 +84,26 @@ async def resume(
     try:
         state: RunState[Any, Any] = await RunState.from_json(agent, json.loads(row.content), **options)
     except BaseException:
-        await scope.database.write(sql.unclaim(key, RUN_STATE, claim_id), scope.database.budget())
+        await claim.release()
         raise
     # Should the claim run out and another worker finish first, our append is refused instead of telling it twice.
-    items.expect((row.last_position, row.item_count))
-    return state
+    items.expect(key, (row.last_position, row.item_count))
+    asked = [_approval(item) for item in state.get_interruptions()]
+    book.resumes({each["call_id"]: each["tool_name"] for each in asked if each["call_id"] and each["tool_name"]})
+    return state, claim
+
+
+class Claim:
+    """That a worker has a paused run, until it goes on, gives it back, or its time is over."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self.claim_id = str(uuid4())
+
+    async def release(self) -> None:
+        """Give it back: the next worker may have it at once. Later than the run's next append this does nothing."""
+        database = self._scope.database
+        await database.write(database.sql.unclaim(self._scope.key, RUN_STATE, self.claim_id), database.budget())
 
 
 def _approval(item: ToolApprovalItem) -> dict[str, Any]:
@@ -96,8 +112,9 @@ def _approval(item: ToolApprovalItem) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
-            arguments = stored_text(arguments)
+            encode_value(arguments, place="arguments")  # a model may say NaN, or 1e999
+        except (ValueError, RecursionError):
+            arguments = stored_text(str(item.arguments))
     name = getattr(item, "qualified_name", None) or item.name
     return {
         "tool_name": name,

@@ -27,7 +27,7 @@ from agents.lifecycle import RunHooksBase
 from agents.tool import default_tool_timeout_error_message
 from agents.tool_context import ToolContext
 
-from agents_pg_session.metering import described, stored_text
+from agents_pg_session.metering import described, stored_name, stored_text
 from agents_pg_session.tracking import RunBook, TrackedRun
 
 __all__ = ["Recorder", "Recording"]
@@ -77,7 +77,7 @@ class Recorder(RunHooksBase[Any, Agent[Any]]):
     # The parameters are named as in `RunHooks`: the Runner passes those of on_handoff by name.
 
     def _noted_on_agent_start(self, run: TrackedRun, context: RunContextWrapper[Any], agent: Agent[Any]) -> None:
-        if not run.is_outside(name := stored_text(agent.name)):
+        if not run.is_outside(name := stored_name(agent.name)):
             run.agent_started(name)
 
     def _noted_on_agent_end(
@@ -90,19 +90,19 @@ class Recorder(RunHooksBase[Any, Agent[Any]]):
     def _noted_on_handoff(
         self, run: TrackedRun, context: RunContextWrapper[Any], from_agent: Agent[Any], to_agent: Agent[Any]
     ) -> None:
-        if not run.is_outside(giver := stored_text(from_agent.name)):
-            run.handed_off(giver, stored_text(to_agent.name))
+        if not run.is_outside(giver := stored_name(from_agent.name)):
+            run.handed_off(giver, stored_name(to_agent.name))
 
     def _noted_on_llm_start(self, run: TrackedRun, context: Any, agent: Agent[Any], *_: Any, **__: Any) -> None:
-        if not run.is_outside(stored_text(agent.name)):
+        if not run.is_outside(stored_name(agent.name)):
             run.model_started()
 
     def _noted_on_llm_end(self, run: TrackedRun, context: Any, agent: Agent[Any], *_: Any, **__: Any) -> None:
-        if not run.is_outside(stored_text(agent.name)):
+        if not run.is_outside(stored_name(agent.name)):
             run.model_finished()
 
     def _noted_on_tool_start(self, run: TrackedRun, context: Any, agent: Agent[Any], tool: Any) -> None:
-        if run.is_outside(name := stored_text(agent.name)):
+        if run.is_outside(name := stored_name(agent.name)):
             return
         call_id = _call_id(context)
         run.tool_started(call_id, _kind(tool), _name(context, tool), name)
@@ -111,7 +111,7 @@ class Recorder(RunHooksBase[Any, Agent[Any]]):
             _overhear_errors(context, call_id, run)
 
     def _noted_on_tool_end(self, run: TrackedRun, context: Any, agent: Agent[Any], tool: Any, result: object) -> None:
-        if run.is_outside(name := stored_text(agent.name)):
+        if run.is_outside(name := stored_name(agent.name)):
             return
         call_id = _call_id(context)
         error = run.tool_errors.pop(call_id, None) if call_id is not None else None
@@ -188,11 +188,20 @@ class Recording:
 def _end(run: TrackedRun, error: BaseException | None) -> None:
     """Note how the run ended, for all that is known when the block around it ends."""
     if error is not None:
-        run.end("cancelled" if isinstance(error, asyncio.CancelledError) else "failed", error)
+        run.end("cancelled" if isinstance(error, asyncio.CancelledError | GeneratorExit) else "failed", error)
     elif run.status == "running":
-        # Without hooks, a call that waits for its output is what tells a paused run from a completed one.
-        paused = run.recorder is not None or bool(run.names)
-        run.end("interrupted" if paused else "completed", None)
+        run.end(*_unsaid_end(run))
+
+
+def _unsaid_end(run: TrackedRun) -> tuple[str, BaseException | None]:
+    """Return how a run ended of which neither a hook nor an exception tells."""
+    if run.is_busy:  # left in the middle: its stream was cancelled, or not read to its end
+        return "cancelled", None
+    if run.names:  # a call waits for its output
+        return "interrupted", None
+    if run.recorder is None:
+        return "completed", None
+    return "failed", RuntimeError("it ended without an answer; what it raised was handled inside the block")
 
 
 def _call_id(context: object) -> str | None:

@@ -183,6 +183,14 @@ class StoredItem:
     created_at: datetime
     item: Item
 
+    @property
+    def text(self) -> str:
+        """What a message says, its parts joined; what an output answered, if that is text; else empty."""
+        said: Any = dict(self.item).get("content", dict(self.item).get("output"))
+        if isinstance(said, list):
+            said = "".join(part.get("text") or "" for part in said if isinstance(part, dict))
+        return said if isinstance(said, str) else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:

@@ -21,7 +21,7 @@ from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.ledgers.snapshots import Snapshots
 from agents_pg_session.ledgers.tool_runs import ToolRuns
 from agents_pg_session.paging import checked_limit
-from agents_pg_session.pauses import pause, resume
+from agents_pg_session.pauses import Claim, pause, resume
 from agents_pg_session.pools import BorrowedEngine
 from agents_pg_session.projection import Item
 from agents_pg_session.recorder import Recorder, Recording
@@ -44,8 +44,8 @@ __all__ = ["PGSession"]
 class PGSession:
     """One conversation, stored in PostgreSQL (or SQLite for local work): pass it as `session=` to `Runner.run`.
 
-    Every method is one statement and, on PostgreSQL, one network round trip. A handle is cheap: make one per request.
-    Two handles with the same tenant and session id are the same conversation, in any process.
+    The SDK's four methods are one statement each and, on PostgreSQL, one network round trip. A handle is cheap: make
+    one per request. Two handles with the same tenant and session id are the same conversation, in any process.
 
     *engine* is yours: it is used and never disposed. To have pools made and closed for you, use `SessionStore`, or
     `PGSession.from_url` for a single session.
@@ -102,6 +102,7 @@ class PGSession:
         self._owns_database = False
         self._whose = Whose(tenant, session_id)
         self._window = window
+        self._claim: Claim | None = None
         self._book = RunBook()
         scope = self._scope = Scope(self._database, self._whose.key, checked_labels(agent, user_id, metadata))
         self._items = Items(scope, expecting=expect is not None)
@@ -342,7 +343,14 @@ class PGSession:
         *claim_for* seconds, the next one may have it. *options* go to the SDK's `RunState.from_json`
         (`context_override`, `context_deserializer` …). Raises `SnapshotNotFound` if no run was paused.
         """
-        return await resume(self._scope, self._items, agent, claim_for, options)
+        state, self._claim = await resume(self._scope, self._items, self._book, agent, claim_for, options)
+        return state
+
+    async def release(self) -> None:
+        """Give back a paused run that this handle resumed and did not go on with: another may have it at once."""
+        if self._claim is not None:
+            await self._claim.release()
+            self._claim = None
 
     def exclusive(self, *, wait: float = 30.0, lease_for: float = 30.0) -> Exclusive[Self]:
         """Run the session alone for an `async with` block, waiting up to *wait* seconds for whoever does so now.
@@ -373,7 +381,8 @@ class PGSession:
         """Return whose session it is in this run, and what is known of the run."""
         self._database.require_open()
         if not isinstance(wrapper, RunContextWrapper):
-            return self._whose.key(), None
+            # Some wrappers (the SDK's compaction) do not pass the run on; hooks may tell which one is at work.
+            return (key := self._whose.key()), self._book.alone(key)
         key = self._whose.key_in(wrapper)
         return key, self._book.run_of(wrapper, key)
 

@@ -137,14 +137,15 @@ class SessionStore:
         *metadata* is what a session's metadata must contain, as jsonb's `@>` has it. *after* is the `cursor` of a page
         before. Raises `ValueError` for a cursor of another list.
         """
+        of = _list_of("sessions", all_tenants)
         filters = checked_filters(user_id=user_id, agent=agent, status=status)
         contained = None if metadata is None else metadata_text(metadata)
-        limit, place = checked_limit(limit), read_cursor(after, *_SESSION_KEY[all_tenants])
+        limit, place = checked_limit(limit), read_cursor(of, after, *_SESSION_KEY[all_tenants])
         whose = self._whose(tenant, all_tenants)
         rows = await self._database.read(self._database.reads.sessions(whose, filters, contained, place, limit))
         records = [session_info(row) for row in rows]
         keys = _SESSION_KEYS[: 3 if all_tenants else 2]
-        return page(records, limit, lambda record: [getattr(record, key) for key in keys], after)
+        return page(of, records, limit, lambda record: [getattr(record, key) for key in keys], after)
 
     async def tool_runs(
         self,
@@ -161,23 +162,25 @@ class SessionStore:
 
         A timedelta reaches back from the database's present.
         """
+        of = _list_of("tool_runs", all_tenants)
         times, named = _checked_moment("since", since), checked_filters(tool_name=tool_name)["tool_name"]
-        limit, place = checked_limit(limit), read_cursor(after, *_TOOL_RUN_KEY[all_tenants])
+        limit, place = checked_limit(limit), read_cursor(of, after, *_TOOL_RUN_KEY[all_tenants])
         whose = self._whose(tenant, all_tenants)
         command = self._database.reads.all_tool_runs(whose, checked_status(status), named, times, place, limit)
         records = [tool_run(row) for row in await self._database.read(command)]
         keys = ("created_at", "session_id", "position", "tenant")[: 4 if all_tenants else 3]
-        return page(records, limit, lambda record: [getattr(record, key) for key in keys], after)
+        return page(of, records, limit, lambda record: [getattr(record, key) for key in keys], after)
 
     async def waiting(
         self, *, tenant: str = "", all_tenants: bool = False, limit: int = 50, after: str | None = None
     ) -> Page[WaitingRun]:
         """Return the sessions whose run waits for an approval, with the tools and arguments it asks for."""
-        limit, place = checked_limit(limit), read_cursor(after, *_SESSION_KEY[all_tenants])
+        of = _list_of("waiting", all_tenants)
+        limit, place = checked_limit(limit), read_cursor(of, after, *_SESSION_KEY[all_tenants])
         rows = await self._database.read(self._database.reads.waiting(self._whose(tenant, all_tenants), place, limit))
         keys = _SESSION_KEYS[: 3 if all_tenants else 2]
         records = [waiting_run(row) for row in rows]
-        return page(records, limit, lambda record: [getattr(record, key) for key in keys], after)
+        return page(of, records, limit, lambda record: [getattr(record, key) for key in keys], after)
 
     async def usage(
         self,
@@ -192,6 +195,8 @@ class SessionStore:
         if by not in ("agent", "user", "tenant", "day"):
             raise ValueError(f'by must be "agent", "user", "tenant" or "day", not {by!r}')
         times = _checked_moment("since", since), _checked_moment("until", until)
+        if isinstance(until, timedelta):
+            raise ValueError("until must be a datetime: a timedelta reaches back from the present, as since does")
         command = self._database.reads.usage_by(by, self._whose(tenant, all_tenants), times[0], times[1])
         return [UsageOf(**asdict(sums(row)), of=row.of) for row in await self._database.read(command)]
 
@@ -239,6 +244,11 @@ class SessionStore:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _list_of(name: str, all_tenants: bool) -> str:
+    """Return what a cursor calls its list: one of all tenants sorts otherwise."""
+    return f"{name} of all tenants" if all_tenants else name
 
 
 def _checked_moment(name: str, value: _Moment) -> _Moment:

@@ -31,4 +31,6 @@ async def summarize(
         return None
     previous = [] if text is None else [window.render(text)]
     summary = await write([*previous, *(each.item for each in unread)])
+    if not isinstance(summary, str) or not summary.strip():
+        raise ValueError(f"the function that writes the summary must return text, not {summary!r}")
     return await snapshots.save(window.summary, summary, through=unread[-1].position)

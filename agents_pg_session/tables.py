@@ -130,6 +130,8 @@ def _sessions(metadata: MetaData) -> Table:
         # Who runs alone, if anybody asked for that, and until when without another heartbeat.
         Column("lease_id", _UUID),
         Column("lease_until", _TIME),
+        # The last position that a clear took out: what summaries say of it is over.
+        Column("cleared_through", BigInteger),
         _primary_key(),
         # Lists of sessions, newest activity first. Only an append that starts a turn changes an indexed column.
         Index("ix_sessions_active", "tenant_id", "active_at", "session_id"),

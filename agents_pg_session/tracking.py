@@ -6,6 +6,7 @@ the wrappers around it differ.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import weakref
@@ -18,7 +19,7 @@ from uuid import uuid4
 from agents import RunContextWrapper, Usage, get_current_span, get_current_trace
 from agents.tool_context import ToolContext
 
-from agents_pg_session.metering import Meter, cause_in_tool, described, stored_text
+from agents_pg_session.metering import Meter, cause_in_tool, described, stored_name, stored_text
 from agents_pg_session.projection import Item
 from agents_pg_session.reports import Note, RunReport, ToolTiming, UsageDelta
 from agents_pg_session.statements import Key
@@ -42,6 +43,7 @@ class RunBook:
 
     def __init__(self) -> None:
         self._entries: dict[int, tuple[weakref.ref[Usage], TrackedRun]] = {}
+        self._resumed: dict[str, str] = {}
         self._watches: list[dict[str, tuple[TrackedRun, Usage]]] = []
 
     def __len__(self) -> int:
@@ -59,6 +61,18 @@ class RunBook:
             run = self._enter(wrapper.usage, run.successor(wrapper.usage))
         run.seen_by_session(wrapper, key)
         return run
+
+    def resumes(self, names: dict[str, str]) -> None:
+        """Note which tools a run that is about to go on waits for, by call id: it may append before it reads."""
+        self._resumed = names
+
+    def alone(self, key: Key) -> TrackedRun | None:
+        """Return the run at work if hooks see exactly one: a call that tells no run is that one's."""
+        at_work = [run for _, run in self._entries.values() if run.recorder is not None and run.status == "running"]
+        if len(at_work) != 1:
+            return None
+        at_work[0].seen_by_session(None, key)
+        return at_work[0]
 
     def find(self, context: RunContextWrapper[Any]) -> TrackedRun | None:
         """Return the run a hook's *context* belongs to; None for something without usage.
@@ -89,6 +103,8 @@ class RunBook:
 
     def _enter(self, usage: Usage, run: TrackedRun) -> TrackedRun:
         number, entries = id(usage), self._entries
+        run.names |= self._resumed
+        self._resumed = {}
 
         def forget(gone: weakref.ref[Usage]) -> None:
             if number in entries and entries[number][0] is gone:
@@ -112,6 +128,8 @@ class TrackedRun:
         self.status = "running"
         self.recorder: object | None = None  #: who records it by hooks
         self.has_asked = False  #: the approvals it waits for were told
+        self.last_position: int | None = None  #: where the session stood after this run's last append
+        self.telling = asyncio.Lock()  #: held from `report` to `written`: what is told is told once
         self.tool_errors: dict[str, str] = {}  #: by call id, of tools that failed and have not ended yet
         self._meter = Meter(usage, written)
         self._wrapper: weakref.ref[RunContextWrapper[Any]] | None = None
@@ -147,10 +165,10 @@ class TrackedRun:
             self.end("interrupted", None)
         return run
 
-    def seen_by_session(self, wrapper: RunContextWrapper[Any], key: Key) -> None:
-        """Note that the session got a call with *wrapper*."""
+    def seen_by_session(self, wrapper: RunContextWrapper[Any] | None, key: Key) -> None:
+        """Note that the session got a call of this run, with *wrapper* if that reached it."""
         self.key = self.key or key
-        if self._wrapper is None:
+        if self._wrapper is None and wrapper is not None:
             self._wrapper = weakref.ref(wrapper)
 
     def saw(self, items: Sequence[Item]) -> None:
@@ -161,6 +179,8 @@ class TrackedRun:
         for item in items[-MAX_ITEMS:]:
             fields: dict[str, Any] = dict(item) if isinstance(item, dict) else {}
             kind, call_id = fields.get("type"), fields.get("call_id")
+            if fields.get("role") == "user":
+                self.names.clear()  # what a new question talks over is not waited for any more
             if not isinstance(kind, str) or not isinstance(call_id, str):
                 continue
             if kind.endswith("_output"):
@@ -258,6 +278,12 @@ class TrackedRun:
         self._meter.abandon()
         self._open_tools.clear()
 
+    def paused(self) -> None:
+        """Note that the run was stored where it waits, and that this was written."""
+        if self.status == "running":
+            self.end("interrupted", None)
+        self._status_written, self.has_asked = self.status, True
+
     def note_approvals(self) -> None:
         """Note which calls wait for a person, unless that was told: for a run that nobody pauses."""
         if not self.has_asked:
@@ -287,11 +313,18 @@ class TrackedRun:
             approved=getattr(wrapper, "is_tool_approved", None),
         )
 
-    def written(self, report: RunReport) -> None:
-        """Forget what *report* told, now that it took effect; what came to the buffers since stays."""
+    def written(
+        self, report: RunReport, timings: Sequence[ToolTiming] | None = None, last_position: int | None = None
+    ) -> None:
+        """Forget what *report* told, now that it took effect; of its timings only *timings*, if given.
+
+        What came to the buffers since stays; so does the timing of a tool whose call another append brings.
+        """
         self._status_written = report.status
+        self.last_position = last_position if last_position is not None else self.last_position
         self._meter.forget(report)
-        told = {id(each) for each in (*report.timings.values(), *report.nameless, *report.notes)}
+        timings = (*report.timings.values(), *report.nameless) if timings is None else timings
+        told = {id(each) for each in (*timings, *report.notes)}
         self._timings = {call_id: timing for call_id, timing in self._timings.items() if id(timing) not in told}
         self._nameless = [timing for timing in self._nameless if id(timing) not in told]
         self._notes = [note for note in self._notes if id(note) not in told]
@@ -319,4 +352,4 @@ class TrackedRun:
             # Spans are there with tracing disabled too. A turn's span is what a streamed run saves its input in.
             attribute = {"agent": "name", "turn": "agent_name"}.get(span.span_data.type)
             name = getattr(span.span_data, attribute, None) if attribute else None
-            self.agent = stored_text(name) if isinstance(name, str) else self.agent
+            self.agent = stored_name(name) if isinstance(name, str) else self.agent

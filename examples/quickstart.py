@@ -1,4 +1,4 @@
-"""Chat, pause for an approval, resume elsewhere, then look at the rows with plain SQL: `make demo` runs this file.
+"""Chat, pause for an approval, resume elsewhere, then ask the database what happened: `make demo` runs this file.
 
 Without OPENAI_API_KEY the model is scripted and nothing leaves the machine; with it, a real model answers. The session
 goes to quickstart.db in the current folder, or to the PostgreSQL that AGENTS_PG_URL names. Every run is a new session.
@@ -8,13 +8,13 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import count, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from agents import Agent, Runner, RunResult, RunState, function_tool, set_tracing_disabled
+from agents import Agent, Runner, RunResult, Usage, function_tool, set_tracing_disabled
 from agents.items import TResponseOutputItem
 from agents.testing import ScriptedModel, assistant_message, function_call
 from rich import box
@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import make_url, text
 
-from agents_pg_session import SessionStore
+from agents_pg_session import SchemaOutdated, SessionStore
 
 URL = os.environ.get("AGENTS_PG_URL") or f"sqlite+aiosqlite:///{Path('quickstart.db').resolve()}"
 SESSION_ID = f"quickstart-{uuid4().hex[:8]}"
@@ -37,28 +37,49 @@ SELECT position, turn, type, role, call_id, CAST(item AS text) AS item
 FROM agents.items
 {OF_THIS_SESSION} ORDER BY position"""
 ROWS_BEHIND = {
-    "The session's row": f"""\
-SELECT user_id, agent, status, turn_count, item_count, message_count, last_position, created_at, updated_at
-FROM agents.sessions
+    "Where does it stand?": f"""\
+SELECT agent, status, turn_count, item_count, tool_run_count, tool_error_count, total_tokens
+FROM agents.session_summary
 {OF_THIS_SESSION}""",
-    "Its items": ITEMS,
-    "Its events": f"SELECT event_id, kind, agent, created_at FROM agents.events\n{OF_THIS_SESSION} ORDER BY event_id",
+    "Which tool failed, and why?": f"""\
+SELECT tool_name, status, round(CAST(duration_seconds AS numeric), 3) AS seconds, error
+FROM agents.tool_run_details
+{OF_THIS_SESSION} ORDER BY call_position""",
+    "What did each run cost?": f"""\
+SELECT turn, status, agent, requests, input_tokens, cached_tokens, output_tokens
+FROM agents.runs
+{OF_THIS_SESSION} ORDER BY started_at""",
+    "What else happened?": f"""\
+SELECT event_id, kind, agent, CAST(payload AS text) AS payload
+FROM agents.events
+{OF_THIS_SESSION} AND kind NOT LIKE 'run%' ORDER BY event_id""",
+    "What does it remember?": f"""\
+SELECT kind, version, through_position, length(CAST(content AS text)) AS characters
+FROM agents.snapshots
+{OF_THIS_SESSION}""",
+    "What was said last, verbatim?": ITEMS + " DESC LIMIT 3",
 }
 
 console = Console(highlight=False)
 Rows = Sequence[Mapping[str, Any]]
 Step = Sequence[TResponseOutputItem]
+tracked = count(1)
+USAGE = Usage(requests=1, input_tokens=310, output_tokens=24, total_tokens=334)  # what a scripted answer "costs"
 
 
 @function_tool
-def find_order(order_id: str) -> str:
+async def find_order(order_id: str) -> str:
     """Look up what was bought, for how much."""
+    await asyncio.sleep(0.04)
     return f"{order_id}: espresso machine, 249.00 EUR, paid"
 
 
 @function_tool
-def track_parcel(order_id: str) -> str:
+async def track_parcel(order_id: str) -> str:
     """Say where the parcel of an order is."""
+    await asyncio.sleep(0.12)
+    if next(tracked) == 1:
+        raise ConnectionError("the carrier's server is away")
     return f"{order_id}: delivered yesterday at 16:40"
 
 
@@ -72,16 +93,21 @@ def support_agent(*script: Step) -> Agent[None]:
     """Return the agent, new each time; *script* is what its model says when there is no key for a real one."""
     agent = Agent[None](
         name="Support",
-        instructions="Help with the order. Use the tools without asking back; refund the full price when asked to.",
+        instructions="Help with the order. Use the tools without asking back, and once more when one fails. "
+        "Refund the full price when asked to.",
         tools=[find_order, track_parcel, refund],
     )
-    return agent if os.environ.get("OPENAI_API_KEY") else agent.clone(model=ScriptedModel(script))
+    return agent if os.environ.get("OPENAI_API_KEY") else agent.clone(model=ScriptedModel(script, default_usage=USAGE))
 
 
 async def say(store: SessionStore, message: str, *script: Step) -> RunResult:
-    """Run the agent on one message, with a handle of its own."""
-    session = store.session(SESSION_ID, user_id="ada", agent="Support")
-    return await Runner.run(support_agent(*script), message, session=session)
+    """Run the agent on one message, recorded, with a handle of its own; what waits for approval is put away."""
+    session = store.session(SESSION_ID, user_id="ada")
+    async with session.recording() as run:
+        result = await Runner.run(support_agent(*script), message, session=session, hooks=run.hooks)
+        if result.interruptions:
+            await session.pause(result)
+    return result
 
 
 async def chat() -> None:
@@ -92,30 +118,36 @@ async def chat() -> None:
         answer = assistant_message("That is your espresso machine for 249.00 EUR. It is paid.")
         await say(store, "Hi, I am asking about order A-1042.", [call], [answer])
         narrate("run 1", "asked about an order")
-        call = function_call("track_parcel", {"order_id": "A-1042"}, call_id="call_2")
-        await say(store, "Has it arrived?", [call], [assistant_message("It was delivered yesterday at 16:40.")])
-        narrate("run 2", 'asked through another handle: does it know what "it" is?')
+        calls = [function_call("track_parcel", {"order_id": "A-1042"}, call_id=f"call_{each}") for each in (2, 3)]
+        answer = assistant_message("It was delivered yesterday at 16:40.")
+        await say(store, "Has it arrived?", calls[:1], calls[1:], [answer])
+        narrate("run 2", 'asked through another handle: does it know what "it" is? A tool fails on the way')
 
 
-async def ask_for_refund() -> str | None:
-    """Run until the tool that needs approval, and return the paused run as a string; None if the model did not ask."""
+async def ask_for_refund() -> bool:
+    """Run until the tool that needs approval; false if the model did not ask for it."""
     async with SessionStore.open(URL) as store:
-        call = function_call("refund", {"order_id": "A-1042", "amount": 249}, call_id="call_3")
+        call = function_call("refund", {"order_id": "A-1042", "amount": 249}, call_id="call_4")
         result = await say(store, "It is broken. Refund it, please.", [call])
-        waiting = ", ".join(f"{each.name} {each.arguments}" for each in result.interruptions)
-        narrate("run 3", f"waits for approval: {waiting}" if waiting else "done without asking for approval")
-        return json.dumps(result.to_state().to_json()) if waiting else None
+        narrate("run 3", "waits for approval" if result.interruptions else "done without asking for approval")
+        return bool(result.interruptions)
 
 
-async def approve_and_resume(paused: str) -> None:
-    """Go on where the run stopped, knowing nothing but the string: another store, another handle, another agent."""
+async def approve_and_resume() -> None:
+    """Find who waits, and go on where the run stopped: another store, another handle, another agent."""
     async with SessionStore.open(URL) as store:
+        for waiting in await store.waiting():
+            if waiting.session_id == SESSION_ID:
+                asked = ", ".join(f"{each.tool_name} {each.arguments}" for each in waiting.approvals)
+                narrate("inbox", f"{waiting.agent} asks on behalf of {waiting.user_id}: {asked}")
         agent = support_agent([assistant_message("Done: 249.00 EUR are on their way back to you.")])
-        state = await RunState.from_json(agent, json.loads(paused))
+        session = store.session(SESSION_ID)
+        state = await session.resume(agent)
         for request in state.get_interruptions():
             state.approve(request)
-        await Runner.run(agent, state, session=store.session(SESSION_ID))
-        narrate("resumed", f"from {len(paused):,} characters of JSON, with a new store, handle and agent")
+        async with session.recording() as run:
+            await Runner.run(agent, state, session=session, hooks=run.hooks)
+        narrate("run 4", "approved and resumed, as another process would: all it had is the session's name")
 
 
 async def show_what_is_stored() -> None:
@@ -179,9 +211,7 @@ def spoken(item: dict[str, Any]) -> tuple[Text, Text]:
 
 
 def table(rows: Rows) -> Table:
-    """Lay out rows, a single one upright; the last column takes the width that the others leave."""
-    if len(rows) == 1:
-        rows = [{"column": name, "value": value} for name, value in rows[0].items()]
+    """Lay out rows; the last column takes the width that the others leave."""
     table = Table(box=box.HORIZONTALS, show_edge=False, padding=(0, 1, 0, 0), expand=True)
     *first, last = rows[0]
     for name in first:
@@ -197,9 +227,12 @@ async def main() -> None:
     if not os.environ.get("OPENAI_API_KEY"):
         set_tracing_disabled(True)
     headline("Talking")
-    await chat()
-    if paused := await ask_for_refund():
-        await approve_and_resume(paused)
+    try:
+        await chat()
+    except SchemaOutdated as outdated:
+        raise SystemExit(f"{outdated}; or remove quickstart.db and begin anew") from None
+    if await ask_for_refund():
+        await approve_and_resume()
     await show_what_is_stored()
 
 

@@ -42,13 +42,13 @@ class Events:
     ) -> Page[Event]:
         """Return the events, oldest first. Keep the page's `cursor` and ask again with `after=`: nothing is skipped,
         for ids are handed out in the order of the commits."""
-        limit, place = checked_limit(limit), read_cursor(after, int)
+        limit, place = checked_limit(limit), read_cursor("events", after, int)
         filters = checked_filters(kind=kind, run_id=run_id)
         start = place[0] if place else 0
         assert isinstance(start, int)
         command = self._database.reads.events(self._scope.key, filters, start, limit)
         records = [event(row) for row in await self._database.read(command)]
-        return page(records, limit, lambda record: (record.event_id,), after)
+        return page("events", records, limit, lambda record: (record.event_id,), after)
 
     async def get(self, event_id: int) -> Event | None:
         """Return one event; None if there is none of that id."""

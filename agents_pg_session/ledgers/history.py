@@ -12,6 +12,7 @@ from agents_pg_session.labels import checked_number
 from agents_pg_session.ledgers.items import Items
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.projection import Item, decode, project
+from agents_pg_session.statements import Key
 
 __all__ = ["CompactionSnapshot", "History"]
 
@@ -61,7 +62,7 @@ class History:
         """
         sql, key = self._database.sql, self._scope.key
         row = await self._scope.change(partial(sql.replace, key, project(items), first_position, expected))
-        return row is not None and self._note(row.payload)
+        return row is not None and self._note(key, row.payload)
 
     async def restore(self, version: int) -> None:
         """Bring the items of `history` snapshot *version* back to where they stood."""
@@ -71,14 +72,14 @@ class History:
             raise SessionNotFound(f"session {key.session_id!r} is not there: nothing was appended to it yet")
         if not row.found:
             raise SnapshotNotFound(f"session {key.session_id!r} has no version {version} of snapshot 'history'")
-        if not self._note(row.payload):
+        if not self._note(key, row.payload):
             raise SessionConflict(
                 f"session {key.session_id!r}: what replaced history {version} is not there whole any more (cleared, "
                 "popped, or replaced itself: restore the newer version first)"
             )
 
-    def _note(self, payload: str | None) -> bool:
+    def _note(self, key: Key, payload: str | None) -> bool:
         if payload is not None:
             event = json.loads(payload)
-            self._items.knows(event["last_position"], event["item_count"])
+            self._items.knows(key, event["last_position"], event["item_count"])
         return payload is not None

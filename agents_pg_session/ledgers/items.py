@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from itertools import groupby
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Row
 
@@ -33,6 +35,12 @@ logger = logging.getLogger("agents_pg_session")
 #: The largest LIMIT both databases take.
 _NO_MORE_THAN = 2**63 - 1
 
+#: Characters beyond ASCII, and letters that one of them folds to: the long s, the Kelvin sign, ligatures.
+_LOOSE = re.compile("[^ -~]|[sk]|f[fil]", re.IGNORECASE)
+
+#: What an item says about itself, which nobody said.
+_UNSAID = frozenset({"type", "role", "status", "id", "call_id"})
+
 
 class Items:
     """The items of one session, in the order of their positions."""
@@ -41,8 +49,8 @@ class Items:
         self._scope = scope
         self._database = scope.database
         self._expecting = expecting
-        self._extent: tuple[int, int] | None = None  # the session as this handle knows it: last position, item count
-        self._lock = asyncio.Lock()
+        self._extents: dict[Key, tuple[int, int]] = {}  # sessions as this handle knows them: last position, item count
+        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
         self.lease_id: str | None = None
 
     async def append(self, key: Key, items: Sequence[Item], run: TrackedRun | None = None) -> None:
@@ -52,19 +60,18 @@ class Items:
         stored, `SessionConflict` when another writer came first and that matters to this handle, `StorageUnavailable`
         when the database stays away.
         """
-        async with self._in_turn():
+        async with self._in_turn(run):
             report = run.report() if run is not None else None
-            entry = compose(
-                items, self._scope.labels, guard=self._guard(), report=report, names=run.names if run else None
-            )
+            names = run.names if run is not None else None
+            entry = compose(items, self._scope.labels, guard=self._guard(key), report=report, names=names)
             if not entry.batch.rows:
                 return
 
             def landed(rows: Rows) -> None:
-                if rows:
-                    self._know(rows[0].last_position, rows[0].item_count)
+                for row in rows:
+                    self._know(key, row.last_position, row.item_count)
                     if run is not None and report is not None:
-                        run.written(report)
+                        run.written(report, entry.taken, row.last_position)
                         run.saw(items)
 
             await self._write(key, entry, landed)
@@ -72,12 +79,20 @@ class Items:
     async def flush(self, run: TrackedRun, *, waiting: bool) -> None:
         """Write what *run* still has to say, without an item; a session that is gone by now stays gone."""
         assert run.key is not None, "only runs the session has seen are flushed"
-        if waiting:
-            run.note_approvals()
-        report = run.report()
-        entry = compose((), self._scope.labels, report=report, names=run.names, status="waiting" if waiting else None)
-        append = self._database.sql.append(run.key, entry)
-        await self._database.write(append, self._database.budget(), lambda _rows: run.written(report))
+        async with run.telling:
+            if waiting:
+                run.note_approvals()
+            report, status = run.report(), "waiting" if waiting else None
+            entry = compose(
+                (), self._scope.labels, report=report, names=run.names, status=status, status_at=run.last_position
+            )
+            append = self._database.sql.append(run.key, entry)
+
+            def landed(rows: Rows) -> None:
+                if rows:
+                    run.written(report)
+
+            await self._database.write(append, self._database.budget(), landed)
 
     async def latest(self, key: Key, limit: int | None = None) -> list[Item]:
         """Return the newest *limit* items, oldest first; all of them without a limit.
@@ -110,7 +125,7 @@ class Items:
     async def unsummarised(self, key: Key, kind: str) -> tuple[str | None, list[Placed]]:
         """Return the newest summary's text and every item after what it has seen, oldest first."""
         rows = await self._database.read(self._database.sql.since_summary(key, kind))
-        self._saw(rows)
+        self._saw(key, rows)
         content = rows[0].content
         text = None if content is None else _text(json.loads(content))
         return text, list(self._placed(key, [row for row in rows if row.position is not None]))[::-1]
@@ -121,8 +136,8 @@ class Items:
             if row.payload is None:
                 return None
             taken = json.loads(row.payload)
-            if self._extent is not None:
-                self._know(self._extent[0], self._extent[1] - 1)
+            if (extent := self._extents.get(key)) is not None:
+                self._know(key, extent[0], extent[1] - 1)
             if isinstance(item := taken["item"], dict):
                 return cast("Item", item)
             logger.warning("session %r: the row at position %s holds no item; taken out", key[1], taken["position"])
@@ -131,8 +146,8 @@ class Items:
     async def clear(self, key: Key) -> None:
         """Take out all items at one moment: what was appended before is gone, what comes after stays."""
         await self._scope.change(partial(self._database.sql.clear, key))
-        if self._extent is not None:
-            self._know(self._extent[0], 0)
+        if (extent := self._extents.get(key)) is not None:
+            self._know(key, extent[0], 0)
 
     async def turns(self, limit: int | None, before_position: int | None) -> list[Turn]:
         """Return the newest *limit* turns, oldest first, of those before a position if one is given."""
@@ -158,30 +173,35 @@ class Items:
         )
         return [item for item, _ in zip(found, range(limit), strict=False)]
 
-    def expect(self, extent: tuple[int, int]) -> None:
+    def expect(self, key: Key, extent: tuple[int, int]) -> None:
         """Let the next append take effect only if the session still is what it was at *extent*."""
-        self._extent = extent
+        self._extents[key] = extent
 
-    def knows(self, last_position: int, item_count: int) -> None:
+    def knows(self, key: Key, last_position: int, item_count: int) -> None:
         """Take note of a change of this handle's own."""
-        if self._extent is not None:
-            self._know(last_position, item_count)
+        if key in self._extents:
+            self._know(key, last_position, item_count)
 
-    def _know(self, last_position: int, item_count: int) -> None:
+    def _know(self, key: Key, last_position: int, item_count: int) -> None:
         # What somebody expected once (a resumed run) holds until its first append; with `expect` it goes on.
-        self._extent = (last_position, item_count) if self._expecting else None
-
-    def _saw(self, rows: Rows) -> None:
+        self._extents.pop(key, None)
         if self._expecting:
-            self._extent = (rows[0].last_position or 0, rows[0].item_count or 0)
+            self._extents[key] = last_position, item_count
 
-    def _guard(self) -> Guard:
-        last_position, item_count = self._extent or (None, None)
+    def _saw(self, key: Key, rows: Rows) -> None:
+        if self._expecting:
+            self._extents[key] = rows[0].last_position or 0, rows[0].item_count or 0
+
+    def _guard(self, key: Key) -> Guard:
+        last_position, item_count = self._extents.get(key) or (None, None)
         return Guard(last_position, item_count, self.lease_id)
 
-    def _in_turn(self) -> AbstractAsyncContextManager[Any]:
-        """Appends of one handle that look at what it knows come one after the other."""
-        return self._lock if self._expecting else nullcontext()
+    @asynccontextmanager
+    async def _in_turn(self, run: TrackedRun | None) -> AsyncIterator[None]:
+        """Appends of one run come one after the other, and so do those of a handle that looks at what it knows."""
+        ours = self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock()) if self._expecting else nullcontext()
+        async with run.telling if run is not None else nullcontext(), ours:
+            yield
 
     async def _write(self, key: Key, entry: Entry, landed: Callable[[Rows], None]) -> None:
         sql, budget = self._database.sql, self._database.budget()
@@ -190,18 +210,21 @@ class Items:
             rows = await self._database.write(sql.append(key, entry, patient=True), budget, landed)
         if rows:
             return
+        reasons = []
         if entry.guard.lease_id is not None:
-            raise SessionConflict(f"session {key.session_id!r}: the lease ran out and another holder took it")
+            reasons.append("the lease ran out and another holder took it")
+        if entry.guard.last_position is not None:
+            reasons.append("another writer came first since this handle last read")
+        why = ", or ".join(reasons) or "other writers came first, again and again"
         raise SessionConflict(
-            f"session {key.session_id!r}: another writer came first since this handle last read; nothing was appended. "
-            "Read the session again and decide anew"
+            f"session {key.session_id!r}: {why}; nothing was appended. Read the session again and decide anew"
         )
 
     async def _read(self, key: Key, limit: int | None) -> Rows:
         if not self._expecting:
             return await self._database.read(self._database.sql.latest(key, limit))
         rows = await self._database.read(self._database.sql.extent(key, limit))
-        self._saw(rows)
+        self._saw(key, rows)
         return [row for row in rows if row.position is not None]
 
     async def _since_summary(self, key: Key, window: Window, kind: str) -> list[Item]:
@@ -232,22 +255,24 @@ def _text(content: object) -> str:
 
 
 def _pattern(text: str) -> str:
-    """What to look for in stored JSON; it may find more than `find` wants, never less.
+    """What to look for in stored JSON; it may find more than `find` wants.
 
     Characters beyond ASCII match anything: SQLite folds no case there, and an item with a surrogate has them escaped.
+    So does what is the folded form of one, as "ss" is of "ß".
     """
-    inside = json.dumps(text, ensure_ascii=False)[1:-1]
-    return f"%{''.join('%' if ord(each) > 126 else f'!{each}' if each in '!%_' else each for each in inside)}%"
+    escaped = re.sub("[!%_]", r"!\g<0>", json.dumps(text, ensure_ascii=False)[1:-1])
+    return f"%{_LOOSE.sub('%', escaped)}%"
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Every text in a JSON value; keys are not what anybody said."""
+    """Every text in a JSON value that somebody or something said: no keys, kinds or ids."""
     match value:
         case str():
             yield value
         case dict():
-            for each in value.values():
-                yield from _texts(each)
+            for key, each in value.items():
+                if key not in _UNSAID:
+                    yield from _texts(each)
         case list():
             for each in value:
                 yield from _texts(each)

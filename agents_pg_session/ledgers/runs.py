@@ -24,11 +24,11 @@ class Runs:
         self, *, status: str | None = None, agent: str | None = None, limit: int = 50, after: str | None = None
     ) -> Page[Run]:
         """Return the runs, newest first. *after* is the `cursor` of a page before; a forged one raises `ValueError`."""
-        limit, place = checked_limit(limit), read_cursor(after, datetime, str)
+        limit, place = checked_limit(limit), read_cursor("runs", after, datetime, str)
         filters = checked_filters(status=status, agent=agent)
         command = self._database.reads.runs(self._scope.key, filters, place, limit)
         records = [run(row) for row in await self._database.read(command)]
-        return page(records, limit, lambda record: (record.started_at, record.run_id), after)
+        return page("runs", records, limit, lambda record: (record.started_at, record.run_id), after)
 
     async def get(self, run_id: str) -> Run | None:
         """Return one run; None if the session has none of that id."""

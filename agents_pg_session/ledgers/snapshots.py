@@ -6,7 +6,7 @@ import difflib
 import json
 from functools import partial
 
-from agents_pg_session.errors import SnapshotNotFound
+from agents_pg_session.errors import SessionConflict, SnapshotNotFound
 from agents_pg_session.labels import checked_filters, checked_number, checked_text
 from agents_pg_session.ledgers.mapping import snapshot
 from agents_pg_session.ledgers.scope import Scope
@@ -15,7 +15,13 @@ from agents_pg_session.projection import encode_value
 from agents_pg_session.records import JSON, Page, Snapshot
 from agents_pg_session.statements import Snapshotted
 
-__all__ = ["Snapshots"]
+__all__ = ["RUN_STATE", "Snapshots"]
+
+#: The kind of snapshot a paused run is.
+RUN_STATE = "run_state"
+
+#: Kinds that are written by what they belong to: `pause`, and whatever replaces history.
+RESERVED = frozenset({RUN_STATE, "history"})
 
 
 class Snapshots:
@@ -33,8 +39,10 @@ class Snapshots:
         *through* is the position of the last item this state has seen; the session's last one unless told otherwise.
         Raises `InvalidItem` for what JSON cannot hold.
         """
+        if checked_text("kind", kind) in RESERVED:
+            raise ValueError(f"snapshots of kind {kind!r} are the library's own; choose another kind")
         saved = Snapshotted(
-            kind=checked_text("kind", kind),
+            kind=kind,
             content=encode_value(content, place="content"),
             through=None if through is None else checked_number("through", through),
             label=None if label is None else checked_text("label", label),
@@ -59,10 +67,12 @@ class Snapshots:
     async def list(self, kind: str | None = None, *, limit: int = 50, after: str | None = None) -> Page[Snapshot]:
         """Return the versions of *kind*, newest first; without one, all kinds, each newest first."""
         limit, kind = checked_limit(limit), checked_filters(kind=kind)["kind"]
-        place = read_cursor(after, int) if kind is not None else read_cursor(after, str, int)
+        of, keys = ("snapshots of a kind", (int,)) if kind is not None else ("snapshots", (str, int))
+        place = read_cursor(of, after, *keys)
         rows = await self._database.read(self._database.reads.snapshots(self._scope.key, kind, place, limit))
         records = [snapshot(row) for row in rows]
         return page(
+            of,
             records,
             limit,
             lambda record: (record.version,) if kind is not None else (record.kind, record.version),
@@ -81,7 +91,10 @@ class Snapshots:
         """Write a snapshot with all that goes with it, and return its version."""
         sql, key = self._database.sql, self._scope.key
         row = await self._scope.change(partial(sql.save, key, saved, self._scope.labels))
-        assert row is not None, "a snapshot creates its session"
+        if row is None:
+            raise SessionConflict(
+                f"session {key.session_id!r}: another writer came first since this run's last append; nothing was saved"
+            )
         return int(json.loads(row.payload)["version"])
 
 

@@ -31,11 +31,11 @@ class ToolRuns:
         after: str | None = None,
     ) -> Page[ToolRun]:  # fmt: skip
         """Return the tool runs, newest first. *status* is "running", "succeeded", "failed" or "rejected"."""
-        limit, place = checked_limit(limit), read_cursor(after, int)
+        limit, place = checked_limit(limit), read_cursor("session tool runs", after, int)
         filters = checked_filters(tool_name=tool_name, run_id=run_id)
         command = self._database.reads.tool_runs(self._scope.key, checked_status(status), filters, place, limit)
         records = [tool_run(row) for row in await self._database.read(command)]
-        return page(records, limit, lambda record: (record.position,), after)
+        return page("session tool runs", records, limit, lambda record: (record.position,), after)
 
     async def get(self, position: int) -> ToolRun | None:
         """Return the tool run whose call stands at *position*; None if there is none."""

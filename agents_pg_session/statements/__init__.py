@@ -100,6 +100,7 @@ class Snapshotted:
     label: str | None = None
     metadata: str | None = None  #: JSON text
     status: str | None = None  #: what the session becomes
+    expected_position: int | None = None  #: only if the session has come no further than that
     run_id: str | None = None  #: the run that this interrupts
     notes: tuple[Note, ...] = ()
 
@@ -156,13 +157,14 @@ class Statements(Protocol):
         ...
 
     def save(self, key: Key, snapshot: Snapshotted, labels: Labels, *, patient: bool = False) -> Write:
-        """Save the next version of a snapshot. Answers (fresh, payload)."""
+        """Save the next version of a snapshot. Answers (fresh, payload); no row: it has come further than expected."""
         ...
 
     def claim(self, key: Key, kind: str, claim_id: str, seconds: float, *, patient: bool = False) -> Write:
         """Claim the newest snapshot of *kind*.
 
-        Answers (fresh, version, through_position, content, claimed, held, last_position, item_count).
+        Answers (fresh, version, through_position, content, claimed, held, moved, last_position, item_count): *held* by
+        somebody else, or the session has *moved* on since.
         """
         ...
 

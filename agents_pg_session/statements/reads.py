@@ -41,16 +41,19 @@ _SUMS = """
     coalesce(sum(r.cached_tokens), 0) AS cached_tokens, coalesce(sum(r.output_tokens), 0) AS output_tokens,
     coalesce(sum(r.reasoning_tokens), 0) AS reasoning_tokens, coalesce(sum(r.total_tokens), 0) AS total_tokens"""
 
-# Sessions with a run that waits: what it asks for is in the paused run itself or, where nobody saved that, in the tool
-# runs that have no output.
+# Sessions with a run that waits: what it asks for is in the paused run itself or, where nobody saved that, in the calls
+# of the last turn that have no output.
 _WAITING = """
     s.tenant_id, s.session_id, s.agent, s.user_id, CAST(s.metadata AS text) AS metadata, s.active_at,
     n.version, CAST(n.metadata AS text) AS asked, n.created_at AS paused_at, n.claimed_until,
-    (SELECT {json_list}({json_object}('tool_name', t.tool_name, 'call_id', t.call_id, 'agent', t.agent,
+    CAST((SELECT {json_list}({json_object}('tool_name', t.tool_name, 'call_id', t.call_id, 'agent', t.agent,
                                       'arguments', {json_arguments}))
-       FROM (SELECT * FROM {schema}tool_runs t
+       FROM (SELECT t.* FROM {schema}tool_runs t
+               JOIN {schema}items i ON i.tenant_id = t.tenant_id AND i.session_id = t.session_id
+                                   AND i.position = t.call_position
               WHERE t.tenant_id = s.tenant_id AND t.session_id = s.session_id AND t.status = 'running'
-              ORDER BY t.call_position LIMIT 100) AS t) AS running"""
+                AND i.turn = s.turn_count
+              ORDER BY t.call_position LIMIT 100) AS t) AS text) AS running"""
 _PAUSED = """
   LEFT JOIN {schema}snapshots n
     ON n.tenant_id = s.tenant_id AND n.session_id = s.session_id AND n.kind = 'run_state'
@@ -97,7 +100,8 @@ class Reads:
 
     def __init__(self, schema: str | None) -> None:
         self._dialect = "sqlite" if schema is None else "postgresql"
-        self._words = {"schema": quoted_prefix(schema), **_WORDS[self._dialect]}
+        # The schema last: whatever its name contains is a name.
+        self._words = {**_WORDS[self._dialect], "schema": quoted_prefix(schema)}
 
     def info(self, key: Key) -> Command:
         return self._of(key, "info", f"SELECT {_SESSION}\n  FROM {{schema}}sessions s{_WHERE_SESSION}")
@@ -107,6 +111,7 @@ class Reads:
         limit: int,
     ) -> Command:  # fmt: skip
         where, values = self._filters("s", filters)
+        where.append("s.last_position + s.last_event_id > 0")  # a lease or a fence alone is no conversation
         if metadata is not None:
             more, bound = self._contains("s.metadata", metadata)
             where, values = where + more, values | bound
@@ -320,6 +325,9 @@ def _contained(document: str, wanted: Any, values: Values) -> Iterator[str]:
             conditions.append(f"{name}.key = :{name}_key")
         if isinstance(value, dict | list):
             conditions.extend(_contained(f"{name}.value", value, values))
+        elif type(value) is int and abs(value) >= 2**63:  # a number to SQLite only as text
+            values[f"{name}_value"] = str(value)
+            conditions.append(f"{document} -> {name}.fullkey = :{name}_value")
         elif type(value) in (str, int, float):
             conditions.append(f"{name}.value = :{name}_value")
         yield f"EXISTS (SELECT 1 FROM json_each({document}) AS {name} WHERE {' AND '.join(conditions)})"

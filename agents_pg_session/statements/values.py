@@ -45,6 +45,7 @@ def session_values(entry: Entry) -> dict[str, Any]:
         **label_values(labels),
         "run_agent": report.agent if report else None,
         "status": entry.status,
+        "status_at": entry.status_at,
         "count": len(batch.rows),
         "events": len(entry.notes),
         "messages": batch.messages,

@@ -53,6 +53,7 @@ def upgrade() -> None:
     op.execute(sa.text(_in_schema("DROP VIEW {schema}tool_run_details")))
     op.add_column("sessions", sa.Column("lease_id", UUID), schema=schema)
     op.add_column("sessions", sa.Column("lease_until", TIME), schema=schema)
+    op.add_column("sessions", sa.Column("cleared_through", sa.BigInteger()), schema=schema)
     op.add_column("runs", _zero("turn", sa.BigInteger()), schema=schema)
     op.add_column("runs", _zero("model_seconds", sa.Double()), schema=schema)
     op.add_column("snapshots", sa.Column("claimed_until", TIME), schema=schema)
@@ -91,6 +92,7 @@ def downgrade() -> None:
         ("snapshots", "claimed_until"),
         ("runs", "model_seconds"),
         ("runs", "turn"),
+        ("sessions", "cleared_through"),
         ("sessions", "lease_until"),
         ("sessions", "lease_id"),
     ):

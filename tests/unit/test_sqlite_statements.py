@@ -121,7 +121,7 @@ def test_replace_tells_when_the_tail_is_another_one(file: File) -> None:
 
 def test_a_claim_is_held_until_it_is_given_back_or_expires(file: File) -> None:
     """And it is not to be had where the session went on."""
-    file.run(SQL.save(KEY, Snapshotted("run_state", "{}"), Labels()))
+    file.run(SQL.save(KEY, Snapshotted("run_state", "{}", status="waiting"), Labels()))
 
     def claim(claim_id: str, seconds: float = 60.0) -> tuple[bool, bool]:
         [row] = file.run(SQL.claim(KEY, "run_state", claim_id, seconds))

@@ -48,8 +48,8 @@ _SESSION = """session AS (
         agent = coalesce(CAST(:agent AS text), CAST(:run_agent AS text), s.agent),
         user_id = coalesce(excluded.user_id, s.user_id),
         metadata = coalesce(CAST(CAST(:metadata AS text) AS jsonb), s.metadata),
-        status = coalesce(CAST(:status AS text), s.status),
-        ended_at = CASE WHEN CAST(:status AS text) IS NULL THEN s.ended_at END,
+        status = {status},
+        ended_at = CASE WHEN coalesce(CAST(:status AS text), '') <> 'active' THEN s.ended_at END,
         last_position = s.last_position + excluded.last_position,
         last_event_id = s.last_event_id + excluded.last_event_id,
         item_count = s.item_count + excluded.item_count,
@@ -76,6 +76,12 @@ _GUARDED = """
 # sub-select does not see the locked row but the one from before.)
 _FRESH = """
       AND s.xmin = (SELECT xmin FROM seen)"""
+# A run's last words say what the session waits for only if nobody has gone on since its last append.
+_STATUS = "coalesce(CAST(:status AS text), s.status)"
+_STATUS_AT = (
+    "CASE WHEN CAST(:status_at AS bigint) IS NULL OR s.last_position = CAST(:status_at AS bigint)\n"
+    f"                      THEN {_STATUS} ELSE s.status END"
+)
 # Without a row to lock, only a guard that expects nothing holds; and a run that only says its last words makes none.
 _ABSENT = """
      WHERE (CAST(:count AS bigint) > 0 AND coalesce(CAST(:guard_position AS bigint), 0) = 0
@@ -186,6 +192,7 @@ def _composed(guarded: bool, items: bool, tool_runs: bool, answers: bool, run: b
         errors += " + (SELECT count(*) FROM answered WHERE status = 'failed')"
     session = (
         _SESSION.replace("{tool_errors}", errors)
+        .replace("{status}", _STATUS_AT if guarded else _STATUS)
         .replace("{condition_where_absent}", _ABSENT if guarded else "")
         .replace("{conditions}", (_GUARDED if guarded else "") + (_FRESH if answers else ""))
     )

@@ -19,8 +19,11 @@ __all__ = [
     "UNCLAIM",
 ]
 
+# Without a row the session has come further than was expected, which no waiting would change.
 _OPENED_TOLD = """
 SELECT EXISTS (SELECT FROM session) AS fresh, (SELECT CAST(payload AS text) FROM event) AS payload
+ WHERE CAST(:expected_position AS bigint) IS NULL OR EXISTS (SELECT FROM session)
+    OR EXISTS (SELECT FROM seen WHERE last_position = CAST(:expected_position AS bigint))
 """
 
 # Write an event of the caller's own kind.
@@ -50,7 +53,7 @@ SAVE = (
     INSERT INTO {schema}snapshots (
         tenant_id, session_id, kind, version, through_position, label, created_at, content, metadata)
     SELECT :tenant_id, :session_id, :kind, version.version,
-           coalesce(CAST(:through AS bigint), session.last_position), CAST(:label AS text), now(),
+           least(CAST(:through AS bigint), session.last_position), CAST(:label AS text), now(),
            CAST(CAST(:content AS text) AS json), CAST(CAST(:snapshot_metadata AS text) AS json)
       FROM session, version
     RETURNING version, through_position, created_at
@@ -97,7 +100,7 @@ CLAIM = (
       FROM newest, fresh
      WHERE n.tenant_id = :tenant_id AND n.session_id = :session_id AND n.kind = :kind
        AND n.version = newest.version
-       AND fresh.last_position = newest.through_position
+       AND fresh.status = 'waiting' AND fresh.last_position = newest.through_position
        AND (newest.claimed_until IS NULL OR newest.claimed_until <= now())
     RETURNING n.version
 ), session AS (
@@ -114,7 +117,8 @@ CLAIM = (
 )
 SELECT EXISTS (SELECT FROM fresh) AS fresh, newest.version, newest.through_position, newest.content,
        EXISTS (SELECT FROM claimed) AS claimed, locked.last_position, locked.item_count,
-       newest.claimed_until > now() AS held
+       newest.claimed_until > now() AS held,
+       locked.status <> 'waiting' OR locked.last_position <> newest.through_position AS moved
   FROM locked LEFT JOIN newest ON true
 """
 )
@@ -122,7 +126,7 @@ SELECT EXISTS (SELECT FROM fresh) AS fresh, newest.version, newest.through_posit
 # Did the claim with this id take effect?
 CLAIMED = """
 SELECT true AS fresh, n.version, n.through_position, CAST(n.content AS text) AS content, true AS claimed,
-       s.last_position, s.item_count, true AS held
+       s.last_position, s.item_count, true AS held, false AS moved
   FROM {schema}snapshots n
   JOIN {schema}sessions s ON s.tenant_id = n.tenant_id AND s.session_id = n.session_id
  WHERE n.tenant_id = :tenant_id AND n.session_id = :session_id AND n.kind = :kind

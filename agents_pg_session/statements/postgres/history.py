@@ -66,6 +66,7 @@ REPLACE = (
                (SELECT turn FROM {schema}items
                  WHERE tenant_id = :tenant_id AND session_id = :session_id AND position < :first_position
                  ORDER BY position DESC LIMIT 1), 0),
+           status = CASE WHEN s.status = 'waiting' THEN 'active' ELSE s.status END,
            last_event_id = s.last_event_id + 1, updated_at = now()
       FROM agreed
      WHERE s.tenant_id = :tenant_id AND s.session_id = :session_id
@@ -183,7 +184,10 @@ WITH source AS (
     SELECT t.*, t.output_position <= reach.position AS answered
       FROM {schema}tool_runs t, reach
      WHERE t.tenant_id = :tenant_id AND t.session_id = :source_id
-       AND t.call_position IN (SELECT position FROM copied)
+       -- One probe each: what a planner believes of the copy may be far off.
+       AND EXISTS (SELECT FROM {schema}items i
+                    WHERE i.tenant_id = :tenant_id AND i.session_id = :source_id AND i.position = t.call_position
+                      AND (CAST(:before_turn AS bigint) IS NULL OR i.turn < CAST(:before_turn AS bigint)))
 ), session AS (
     INSERT INTO {schema}sessions AS s (
         tenant_id, session_id, agent, user_id, metadata, last_position, last_event_id, item_count, message_count,

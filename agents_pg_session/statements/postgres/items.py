@@ -36,11 +36,14 @@ SELECT s.last_position, s.item_count, i.position, i.turn, i.item
  ORDER BY i.position DESC
 """
 
-# The newest summary, and every item after what it has seen, newest first.
+# The newest summary, and every item after what it has seen, newest first. A clear ends what was said before it, so a
+# summary of that is over too.
 SINCE_SUMMARY = """
 WITH summary AS (
     SELECT version, through_position, CAST(content AS text) AS content FROM {schema}snapshots
      WHERE tenant_id = :tenant_id AND session_id = :session_id AND kind = :kind
+       AND through_position > coalesce((SELECT cleared_through FROM {schema}sessions
+                                         WHERE tenant_id = :tenant_id AND session_id = :session_id), -1)
      ORDER BY version DESC LIMIT 1
 )
 SELECT s.last_position, s.item_count, summary.version, summary.through_position, summary.content,
@@ -86,7 +89,7 @@ POP = (
      WHERE t.tenant_id = :tenant_id AND t.session_id = :session_id AND t.call_position = unanswered.call_position
 ), session AS (
     UPDATE {schema}sessions AS s
-       SET item_count = s.item_count - 1,
+       SET item_count = s.item_count - 1, status = CASE WHEN s.status = 'waiting' THEN 'active' ELSE s.status END,
            message_count = s.message_count - CASE WHEN taken.type = 'message' THEN 1 ELSE 0 END,
            turn_count = coalesce((SELECT turn FROM {schema}items
                                    WHERE tenant_id = :tenant_id AND session_id = :session_id
@@ -120,7 +123,8 @@ CLEAR = (
     RETURNING append_id
 ), session AS (
     UPDATE {schema}sessions AS s
-       SET item_count = 0, message_count = 0, turn_count = 0,
+       SET item_count = 0, message_count = 0, turn_count = 0, cleared_through = s.last_position,
+           status = CASE WHEN s.status = 'waiting' THEN 'active' ELSE s.status END,
            last_event_id = s.last_event_id + 1, updated_at = now()
       FROM fresh
      WHERE s.tenant_id = :tenant_id AND s.session_id = :session_id

@@ -36,7 +36,7 @@ SELECT EXISTS (SELECT FROM fresh) AS fresh, (SELECT CAST(payload AS text) FROM e
 # The same for a change that creates the session where there is none: the row is locked by taking its next event id.
 OPENED = """
 WITH seen AS (
-    SELECT xmin AS version FROM {schema}sessions
+    SELECT xmin AS version, last_position FROM {schema}sessions
      WHERE tenant_id = :tenant_id AND session_id = :session_id
 ), session AS (
     INSERT INTO {schema}sessions AS s (
@@ -49,6 +49,7 @@ WITH seen AS (
         last_event_id = s.last_event_id + excluded.last_event_id, updated_at = excluded.updated_at
     WHERE NOT CAST(:operation_id AS uuid) = ANY (s.fenced_ids)
       AND s.xmin = (SELECT version FROM seen)
+      AND (CAST(:expected_position AS bigint) IS NULL OR s.last_position = CAST(:expected_position AS bigint))
     RETURNING s.last_position, s.last_event_id - CAST(:events AS bigint) AS event_id
 )"""
 

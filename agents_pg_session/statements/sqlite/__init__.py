@@ -71,6 +71,7 @@ class SQLiteStatements:
                 **label_values(labels),
                 "events": len(snapshot.notes) + 1,
                 "status": snapshot.status,
+                "expected_position": snapshot.expected_position,
                 "kind": snapshot.kind,
                 "content": snapshot.content,
                 "through": snapshot.through,
@@ -78,7 +79,8 @@ class SQLiteStatements:
                 "snapshot_metadata": snapshot.metadata,
                 "run_id": snapshot.run_id,
             }
-            yield from _each((OPENED, *changes.SNAPSHOT), values)
+            yield Step(clause(OPENED), values, decisive=True)
+            yield from _each(changes.SNAPSHOT, values)
             yield from note_steps({**bound, "events": values["events"]}, snapshot.notes)
             yield from _each(changes.SAVED, values)
 
@@ -105,6 +107,7 @@ class SQLiteStatements:
             **label_values(labels),
             "events": 1,
             "status": None,
+            "expected_position": None,
             "kind": note.kind,
             "run_id": note.run_id,
             "event_agent": note.agent,

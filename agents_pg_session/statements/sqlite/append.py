@@ -52,8 +52,9 @@ ON CONFLICT (tenant_id, session_id) DO UPDATE SET
     agent = coalesce(excluded.agent, s.agent),
     user_id = coalesce(excluded.user_id, s.user_id),
     metadata = coalesce(:metadata, s.metadata),
-    status = coalesce(:status, s.status),
-    ended_at = CASE WHEN :status IS NULL THEN s.ended_at END,
+    status = CASE WHEN :status_at IS NULL OR s.last_position = :status_at
+                  THEN coalesce(:status, s.status) ELSE s.status END,
+    ended_at = CASE WHEN coalesce(:status, '') <> 'active' THEN s.ended_at END,
     last_position = s.last_position + excluded.last_position,
     last_event_id = s.last_event_id + excluded.last_event_id,
     item_count = s.item_count + excluded.item_count,

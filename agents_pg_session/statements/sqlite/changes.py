@@ -30,7 +30,7 @@ INSERT INTO snapshots (
 SELECT s.tenant_id, s.session_id, :kind,
        (SELECT coalesce(max(version), 0) + 1 FROM snapshots
          WHERE tenant_id = :tenant_id AND session_id = :session_id AND kind = :kind),
-       coalesce(:through, s.last_position), :label, {NOW}, :content, :snapshot_metadata
+       min(coalesce(:through, s.last_position), s.last_position), :label, {NOW}, :content, :snapshot_metadata
   FROM sessions s
  WHERE s.tenant_id = :tenant_id AND s.session_id = :session_id
 """
@@ -71,7 +71,7 @@ SELECT s.tenant_id, s.session_id, s.last_event_id + 1, 'snapshot_claimed', :oper
   FROM sessions s,
        {_NEWEST} AS newest
  WHERE s.tenant_id = :tenant_id AND s.session_id = :session_id
-   AND s.last_position = newest.through_position
+   AND s.status = 'waiting' AND s.last_position = newest.through_position
    AND (newest.claimed_until IS NULL OR newest.claimed_until <= {NOW})
 """
 
@@ -100,8 +100,9 @@ _CLAIMED = f"""
 SELECT 1 AS fresh, n.version, n.through_position, CAST(n.content AS text) AS content, s.claimed,
        s.last_position, s.item_count,
        NOT s.claimed AND n.claimed_until IS NOT NULL
-       AND (n.claimed_until > {NOW} OR n.through_position = s.last_position) AS held
-  FROM (SELECT last_position, item_count,
+       AND (n.claimed_until > {NOW} OR (s.status = 'waiting' AND n.through_position = s.last_position)) AS held,
+       s.status <> 'waiting' OR s.last_position <> n.through_position AS moved
+  FROM (SELECT last_position, item_count, status,
                EXISTS (SELECT 1 FROM events e
                         WHERE e.tenant_id = :tenant_id AND e.session_id = :session_id
                           AND e.event_id = sessions.last_event_id AND e.operation_id = :operation_id) AS claimed

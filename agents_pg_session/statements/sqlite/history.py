@@ -70,6 +70,7 @@ UPDATE sessions AS s
            (SELECT turn FROM items
              WHERE tenant_id = :tenant_id AND session_id = :session_id AND position < :first_position
              ORDER BY position DESC LIMIT 1), 0),
+       status = CASE WHEN s.status = 'waiting' THEN 'active' ELSE s.status END,
        last_event_id = s.last_event_id + 1, updated_at = {NOW}
   FROM events e
  WHERE s.tenant_id = :tenant_id AND s.session_id = :session_id

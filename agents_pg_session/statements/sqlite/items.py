@@ -33,6 +33,8 @@ SINCE_SUMMARY = """
 WITH summary AS (
     SELECT version, through_position, CAST(content AS text) AS content FROM snapshots
      WHERE tenant_id = :tenant_id AND session_id = :session_id AND kind = :kind
+       AND through_position > coalesce((SELECT cleared_through FROM sessions
+                                         WHERE tenant_id = :tenant_id AND session_id = :session_id), -1)
      ORDER BY version DESC LIMIT 1
 )
 SELECT s.last_position, s.item_count, summary.version, summary.through_position, summary.content,
@@ -73,7 +75,7 @@ SELECT s.tenant_id, s.session_id, s.last_event_id + 1, 'item_popped', :operation
 # Correct the counters for the item that goes next; where there is none, change nothing.
 _POP_SESSION = f"""
 UPDATE sessions AS s
-   SET item_count = s.item_count - 1,
+   SET item_count = s.item_count - 1, status = CASE WHEN s.status = 'waiting' THEN 'active' ELSE s.status END,
        message_count = s.message_count - (taken.type IS 'message'),
        turn_count = coalesce((SELECT turn FROM items
                                WHERE tenant_id = :tenant_id AND session_id = :session_id
@@ -131,8 +133,10 @@ SELECT s.tenant_id, s.session_id, s.last_event_id + 1, 'session_cleared', :opera
 
 # The row stays, for positions are never handed out twice.
 _CLEAR_SESSION = f"""
-UPDATE sessions
-   SET item_count = 0, message_count = 0, turn_count = 0, last_event_id = last_event_id + 1, updated_at = {NOW}
+UPDATE sessions AS s
+   SET item_count = 0, message_count = 0, turn_count = 0, cleared_through = s.last_position,
+       status = CASE WHEN s.status = 'waiting' THEN 'active' ELSE s.status END,
+       last_event_id = s.last_event_id + 1, updated_at = {NOW}
  WHERE tenant_id = :tenant_id AND session_id = :session_id
 """
 

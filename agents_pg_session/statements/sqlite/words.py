@@ -74,6 +74,8 @@ VALUES (:tenant_id, :session_id, :agent, :user_id, coalesce(:metadata, '{{}}'), 
 ON CONFLICT (tenant_id, session_id) DO UPDATE SET
     status = coalesce(:status, s.status),
     last_event_id = s.last_event_id + excluded.last_event_id, updated_at = excluded.updated_at
+WHERE :expected_position IS NULL OR s.last_position = :expected_position
+RETURNING 1
 """
 
 # A stored item within JSON. It is not parsed, for that may rewrite numbers; a row that was edited by hand may hold
