@@ -6,8 +6,8 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from itertools import groupby
 from typing import Any, cast
@@ -60,7 +60,7 @@ class Items:
         stored, `SessionConflict` when another writer came first and that matters to this handle, `StorageUnavailable`
         when the database stays away.
         """
-        async with self._in_turn(run):
+        async with run.telling if run is not None else nullcontext(), self._in_turn():
             report = run.report() if run is not None else None
             names = run.names if run is not None else None
             entry = compose(items, self._scope.labels, guard=self._guard(key), report=report, names=names)
@@ -196,12 +196,11 @@ class Items:
         last_position, item_count = self._extents.get(key) or (None, None)
         return Guard(last_position, item_count, self.lease_id)
 
-    @asynccontextmanager
-    async def _in_turn(self, run: TrackedRun | None) -> AsyncIterator[None]:
-        """Appends of one run come one after the other, and so do those of a handle that looks at what it knows."""
-        ours = self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock()) if self._expecting else nullcontext()
-        async with run.telling if run is not None else nullcontext(), ours:
-            yield
+    def _in_turn(self) -> AbstractAsyncContextManager[Any]:
+        """Appends of a handle that looks at what it knows come one after the other."""
+        if not self._expecting:
+            return nullcontext()
+        return self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
     async def _write(self, key: Key, entry: Entry, landed: Callable[[Rows], None]) -> None:
         sql, budget = self._database.sql, self._database.budget()

@@ -129,8 +129,8 @@ def test_approvals_are_decided_once(database: Mapping[str, str], tmp_path: Path)
 APPROVAL_EVENTS = [
     "run_started",
     "approval_asked",
-    "snapshot_saved",
     "run_ended",
+    "snapshot_saved",
     "snapshot_claimed",
     "run_started",
     "approval_answered",
