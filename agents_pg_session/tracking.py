@@ -284,12 +284,17 @@ class TrackedRun:
             self.end("interrupted", None)
         self._status_written, self.has_asked = self.status, True
 
-    def note_approvals(self) -> None:
-        """Note which calls wait for a person, unless that was told: for a run that nobody pauses."""
-        if not self.has_asked:
+    def note_last_words(self) -> None:
+        """Note which calls of a run that nobody pauses wait for a person, and in any case that something was told.
+
+        (An event is how a retry finds out that these words were written.)
+        """
+        if self.status == "interrupted" and not self.has_asked:
             self.has_asked = True
             for call_id, name in self.names.items():
                 self._note("approval_asked", self.agent, {"tool_name": name, "call_id": call_id})
+        if not any(self._unwritten_notes()):
+            self._note("run_updated", self.agent, {"status": self.status})
 
     def report(self) -> RunReport:
         """Return everything that waits to be written, without forgetting it: `written` does that."""

@@ -139,13 +139,16 @@ def select(window: Window, rows: Sequence[Placed], text: str | None = None) -> l
 def summary_boundary(rows: Sequence[Placed], keep_turns: int) -> int:
     """Return the index before which *rows* may be summarised: all but the newest *keep_turns* turns, nothing split.
 
-    0 when there is nothing to summarise. A call whose output came in a kept turn is kept too: else neither the summary
-    nor the window would show that output.
+    0 when there is nothing to summarise. A call whose output came in a kept turn is kept too, and so is one of the
+    newest turn that still waits for it: else neither the summary nor the window would show that output.
     """
     if keep_turns < 0:
         raise ValueError(f"keep_turns must be zero or more, not {keep_turns}")
-    safe = _safe([row.item for row in rows])
-    boundary = _newest_turns(rows, keep_turns)
+    items = [row.item for row in rows]
+    safe, boundary = _safe(items), _newest_turns(rows, keep_turns)
+    newest_turn = _turn_start(rows, len(rows) - 1)
+    waiting = [index for index in _paired(items)[1] if index >= newest_turn]
+    boundary = min([boundary, *waiting])  # its output is still to come: an approval takes its time
     return next((index for index in range(boundary, -1, -1) if safe[index]), 0)
 
 
@@ -217,7 +220,12 @@ def _safe(items: Sequence[Item]) -> list[bool]:
 
 
 def _needs(items: Sequence[Item]) -> list[int | None]:
-    """For each item, the earliest that must be shown with it (itself, if nothing is), None for an orphan.
+    """For each item, the earliest that must be shown with it (itself, if nothing is), None for an orphan."""
+    return _paired(items)[0]
+
+
+def _paired(items: Sequence[Item]) -> tuple[list[int | None], list[int]]:
+    """What each item needs, and which calls have no output.
 
     An output needs its call: the latest of that id that waits for one, since ids may be used again. The items of a
     response need the reasoning before them, also the second of two parallel calls.
@@ -240,7 +248,7 @@ def _needs(items: Sequence[Item]) -> list[int | None]:
             need = calls.pop() if calls else None
         needs.append(need)
         previous = kind
-    return needs
+    return needs, [index for calls in waiting.values() for index in calls]
 
 
 def _ends_response(item: Item) -> bool:

@@ -16,9 +16,11 @@ __all__ = ["Events"]
 
 
 class Events:
-    """The session's log. The library writes run_started, run_ended, agent_changed, handoff, approval_asked,
-    approval_answered, tool_failed, snapshot_saved, snapshot_claimed, history_replaced, item_popped, session_cleared,
-    session_ended and session_forked, in the statement that does the thing; own kinds are welcome.
+    """The session's log: append-only, in the order of the commits. Own kinds are welcome.
+
+    The library writes run_started, run_updated, run_ended, agent_changed, handoff, approval_asked, approval_answered,
+    tool_failed, snapshot_saved, snapshot_claimed, history_replaced, item_popped, session_cleared, session_ended and
+    session_forked, each in the statement that does the thing.
     """
 
     def __init__(self, scope: Scope) -> None:

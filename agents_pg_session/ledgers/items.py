@@ -80,8 +80,7 @@ class Items:
         """Write what *run* still has to say, without an item; a session that is gone by now stays gone."""
         assert run.key is not None, "only runs the session has seen are flushed"
         async with run.telling:
-            if waiting:
-                run.note_approvals()
+            run.note_last_words()
             report, status = run.report(), "waiting" if waiting else None
             entry = compose(
                 (), self._scope.labels, report=report, names=run.names, status=status, status_at=run.last_position
@@ -166,12 +165,16 @@ class Items:
 
     async def find(self, text: str, limit: int) -> list[StoredItem]:
         """Return the newest items in which some text contains *text*, whatever the case, newest first."""
-        key, wanted = self._scope.key, text.casefold()
-        rows = await self._database.read(self._database.reads.find(key, _pattern(text)))
-        found = (
-            item for item in self._stored(key, rows) if any(wanted in each.casefold() for each in _texts(item.item))
-        )
-        return [item for item, _ in zip(found, range(limit), strict=False)]
+        key, wanted, pattern = self._scope.key, text.casefold(), _pattern(text)
+        found: list[StoredItem] = []
+        before, fetch = None, limit
+        while True:
+            rows = await self._database.read(self._database.reads.find(key, pattern, before, fetch))
+            stored = self._stored(key, rows)
+            found += [item for item in stored if any(wanted in each.casefold() for each in _texts(item.item))]
+            if len(found) >= limit or len(rows) < fetch:
+                return found[:limit]
+            before, fetch = rows[-1].position, 2 * fetch
 
     def expect(self, key: Key, extent: tuple[int, int]) -> None:
         """Let the next append take effect only if the session still is what it was at *extent*."""

@@ -79,6 +79,7 @@ _WORDS = {
         "json_arguments": "t.arguments",
         "day": "to_char(r.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
         "like": "ILIKE",
+        "fenced": "cardinality(s.fenced_ids) > 0",
     },
     "sqlite": {
         "now": "strftime('%Y-%m-%d %H\\:%M\\:%f', 'now')",
@@ -87,6 +88,7 @@ _WORDS = {
         "json_arguments": "json(t.arguments)",
         "day": "substr(r.started_at, 1, 10)",
         "like": "LIKE",
+        "fenced": "false",
     },
 }
 
@@ -104,7 +106,9 @@ class Reads:
         self._words = {**_WORDS[self._dialect], "schema": quoted_prefix(schema)}
 
     def info(self, key: Key) -> Command:
-        return self._of(key, "info", f"SELECT {_SESSION}\n  FROM {{schema}}sessions s{_WHERE_SESSION}")
+        # The row that a fence leaves where no session is does not make one.
+        there = "NOT (s.last_position = 0 AND s.last_event_id = 0 AND {fenced})"
+        return self._of(key, "info", f"SELECT {_SESSION}\n  FROM {{schema}}sessions s{_where('s')} AND {there}")
 
     def sessions(
         self, tenant: str | None, filters: Mapping[str, str | None], metadata: str | None, after: list[Any] | None,
@@ -114,6 +118,9 @@ class Reads:
         where.append("s.last_position + s.last_event_id > 0")  # a lease or a fence alone is no conversation
         if metadata is not None:
             more, bound = self._contains("s.metadata", metadata)
+            if filters.get("user_id") is not None:
+                # A user's sessions are few: reading them beats an index of what many sessions have.
+                more = [f"({each}) IS TRUE" for each in more]
             where, values = where + more, values | bound
         order = ("active_at", "session_id", *(("tenant_id",) if tenant is None else ()))
         return self._across("sessions", "s", _SESSION, "", tenant, where, values, order, after, limit)
@@ -203,10 +210,10 @@ class Reads:
         after = None if before_position is None else [before_position]
         return self._list(key, "items", "i", _ITEM, [], {}, ("position",), after, limit - 1)
 
-    def find(self, key: Key, pattern: str) -> Command:
-        like = "CAST(i.item AS text) {like} :pattern ESCAPE '!'"
-        sql = f"SELECT {_ITEM}\n  FROM {{schema}}items i{_where('i')} AND {like}\n ORDER BY i.position DESC"
-        return self._of(key, "find", sql, pattern=pattern)
+    def find(self, key: Key, pattern: str, before_position: int | None, limit: int) -> Command:
+        like = ["CAST(i.item AS text) {like} :pattern ESCAPE '!'"]
+        after = None if before_position is None else [before_position]
+        return self._list(key, "items", "i", _ITEM, like, {"pattern": pattern}, ("position",), after, limit - 1)
 
     def _of(self, key: Key, verb: str, sql: str, **values: object) -> Command:
         return self._command(Subject(verb, key), sql, {**key._asdict(), **values})
@@ -308,9 +315,6 @@ class Reads:
 
 def _where(alias: str) -> str:
     return f"\n WHERE {alias}.tenant_id = :tenant_id AND {alias}.session_id = :session_id"
-
-
-_WHERE_SESSION = _where("s")
 
 
 def _contained(document: str, wanted: Any, values: Values) -> Iterator[str]:

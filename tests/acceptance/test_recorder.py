@@ -34,11 +34,12 @@ from agents.usage import Usage
 from openai.types.responses import ResponseFunctionShellToolCall
 from openai.types.responses.response_function_shell_tool_call import Action
 
+from agents_pg_session.metering import stored_text
 from agents_pg_session.projection import Item
 from agents_pg_session.recorder import Recorder, Recording
 from agents_pg_session.reports import Note, RunReport, ToolTiming, UsageDelta
 from agents_pg_session.statements import Key
-from agents_pg_session.tracking import RunBook, TrackedRun, stored_text
+from agents_pg_session.tracking import RunBook, TrackedRun
 from tests.acceptance.agents_for_tests import QUIET, calls, says, scripted
 
 HAS_ERROR_IN_FORMATTER = "error" in ToolErrorFormatterArgs.__dataclass_fields__  # not in 0.21.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,8 @@ def test_the_postgres_catalog_notices(migrated: str, change: str, seen: set[str]
 def test_the_sqlite_catalog_notices_a_dropped_check(sqlite_file: Path) -> None:
     """A table made again without its CHECK is another table."""
     before = of_sqlite(sqlite_file)
-    [head, definitions] = before["table items"][1]  # type: ignore[misc]
+    table: Any = before["table items"][1]
+    head, definitions = table
     without = [each for each in definitions if "ck_items_position" not in each]
     without.sort(key=lambda each: each.startswith("CONSTRAINT"))  # columns first
     execute_sqlite(sqlite_file, f"DROP TABLE items; {head} ({', '.join(without)})")

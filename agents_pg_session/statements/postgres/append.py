@@ -42,7 +42,7 @@ _SESSION = """session AS (
            coalesce(CAST(CAST(:metadata AS text) AS jsonb), '{}'), coalesce(CAST(:status AS text), 'active'),
            CAST(:count AS bigint), CAST(:events AS bigint),
            CAST(:count AS bigint), CAST(:messages AS bigint), CAST(:turns AS bigint), CAST(:tool_runs AS bigint),
-           {tool_errors}, CAST(:input_tokens AS bigint), CAST(:output_tokens AS bigint),
+           CAST(:tool_errors_count AS bigint), CAST(:input_tokens AS bigint), CAST(:output_tokens AS bigint),
            now(), now(), now(){condition_where_absent}
     ON CONFLICT (tenant_id, session_id) DO UPDATE SET
         agent = coalesce(CAST(:agent AS text), CAST(:run_agent AS text), s.agent),
@@ -56,7 +56,7 @@ _SESSION = """session AS (
         message_count = s.message_count + excluded.message_count,
         turn_count = s.turn_count + excluded.turn_count,
         tool_run_count = s.tool_run_count + excluded.tool_run_count,
-        tool_error_count = s.tool_error_count + excluded.tool_error_count,
+        tool_error_count = s.tool_error_count + excluded.tool_error_count{answered_errors},
         input_tokens = s.input_tokens + excluded.input_tokens,
         output_tokens = s.output_tokens + excluded.output_tokens,
         updated_at = excluded.updated_at,
@@ -132,6 +132,8 @@ _FINISHED = """, finished AS (
            finished_at = now() - make_interval(secs => coalesce(answered.finished_ago, 0))
       FROM session, answered
      WHERE t.tenant_id = :tenant_id AND t.session_id = :session_id AND t.call_position = answered.call_position
+       -- Said once more, for a planner that believes sessions to be short.
+       AND t.call_position = ANY (ARRAY(SELECT call_position FROM answered))
 )"""
 
 # The run: begun by its first append, then what it used since.
@@ -187,11 +189,10 @@ def append_sql(entry: Entry) -> str:
 
 @lru_cache(maxsize=64)
 def _composed(guarded: bool, items: bool, tool_runs: bool, answers: bool, run: bool, events: bool) -> str:
-    errors = "CAST(:tool_errors_count AS bigint)"
-    if answers:
-        errors += " + (SELECT count(*) FROM answered WHERE status = 'failed')"
+    # Only where the row is still there: a delete takes the calls along that the snapshot still shows.
+    errors = "\n            + (SELECT count(*) FROM answered WHERE status = 'failed')" if answers else ""
     session = (
-        _SESSION.replace("{tool_errors}", errors)
+        _SESSION.replace("{answered_errors}", errors)
         .replace("{status}", _STATUS_AT if guarded else _STATUS)
         .replace("{condition_where_absent}", _ABSENT if guarded else "")
         .replace("{conditions}", (_GUARDED if guarded else "") + (_FRESH if answers else ""))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agents_pg_session.statements.postgres.locks import LOCKED, OPENED
+from agents_pg_session.statements.postgres.locks import LOCKED, OPENED, OPENED_FRESH
 
 __all__ = [
     "CLAIM",
@@ -45,10 +45,14 @@ SELECT EXISTS (SELECT FROM session) AS fresh, (SELECT event_id FROM event) AS ev
 # Save the next version of a snapshot. What goes with it (a pause asks for approvals, and interrupts its run) is told in
 # events before the one of the snapshot itself.
 SAVE = (
-    OPENED
+    OPENED_FRESH
     + """, version AS (
-    SELECT coalesce(max(version), 0) + 1 AS version FROM {schema}snapshots
-     WHERE tenant_id = :tenant_id AND session_id = :session_id AND kind = :kind
+    -- A session without any event is a new one: snapshots that are seen were deleted meanwhile.
+    SELECT CASE WHEN session.event_id = 0 THEN 1
+                ELSE coalesce((SELECT max(version) FROM {schema}snapshots
+                                WHERE tenant_id = :tenant_id AND session_id = :session_id AND kind = :kind), 0) + 1
+            END AS version
+      FROM session
 ), saved AS (
     INSERT INTO {schema}snapshots (
         tenant_id, session_id, kind, version, through_position, label, created_at, content, metadata)

@@ -144,9 +144,12 @@ RESTORE = (
      WHERE s.tenant_id = :tenant_id AND s.session_id = :session_id
     RETURNING s.last_event_id, s.last_position, s.item_count
 ), stood AS (
-    SELECT coalesce(min(brought.position), 1) AS first_position, coalesce(max(brought.position), 0) AS last_position,
-           count(*) AS count
-      FROM brought
+    -- Where nothing comes back, that still stands somewhere.
+    SELECT coalesce(min(brought.position), snapshot.first_position) AS first_position,
+           coalesce(max(brought.position), snapshot.first_position - 1) AS last_position,
+           count(brought.position) AS count
+      FROM snapshot LEFT JOIN brought ON true
+     GROUP BY snapshot.first_position
 ), moved AS (
     UPDATE {schema}items AS i SET turn = i.turn + shift.turns
       FROM agreed, shift

@@ -81,7 +81,7 @@ POP = (
                           WHERE t.tenant_id = :tenant_id AND t.session_id = :session_id
                             AND t.call_position < taken.position AND t.output_position = taken.position
                           ORDER BY t.call_position DESC LIMIT 1) AS call
-     WHERE taken.call_id IS NOT NULL OR taken.type LIKE '%output'
+     WHERE taken.type LIKE '%output'
 ), reopened AS (
     UPDATE {schema}tool_runs t
        SET output_position = NULL, status = 'running', error = NULL, started_at = NULL, finished_at = NULL

@@ -7,14 +7,15 @@ does nothing where the two differ. The caller then asks again, patiently: `LOCK`
 
 from __future__ import annotations
 
-__all__ = ["FENCE", "FENCE_LENGTH", "LOCK", "LOCKED", "OPENED", "TOLD"]
+__all__ = ["FENCE", "FENCE_LENGTH", "LOCK", "LOCKED", "OPENED", "OPENED_FRESH", "TOLD"]
 
 #: Ids a session's fence remembers. An older one could only matter to a statement that spent the whole time since, and
 #: this many other lost connections on the same session, in a network buffer.
 FENCE_LENGTH = 256
 
 # The version of the session's row (`xmin`: the transaction that wrote it) before and after the wait for its lock. Equal
-# means that nobody wrote to the session in between: whoever does takes this row first.
+# means that nobody wrote to the session in between: whoever does takes this row first. (The row that a fence leaves
+# where no session is does not make one.)
 LOCKED = """
 WITH seen AS (
     SELECT xmin AS version FROM {schema}sessions
@@ -23,6 +24,7 @@ WITH seen AS (
     SELECT xmin AS version, last_position, item_count, status, ended_at FROM {schema}sessions
      WHERE tenant_id = :tenant_id AND session_id = :session_id
        AND NOT CAST(:operation_id AS uuid) = ANY (fenced_ids)
+       AND NOT (last_position = 0 AND last_event_id = 0 AND cardinality(fenced_ids) > 0)
        FOR UPDATE
 ), fresh AS (
     SELECT locked.* FROM locked JOIN seen USING (version)
@@ -47,11 +49,14 @@ WITH seen AS (
     ON CONFLICT (tenant_id, session_id) DO UPDATE SET
         status = coalesce(CAST(:status AS text), s.status),
         last_event_id = s.last_event_id + excluded.last_event_id, updated_at = excluded.updated_at
-    WHERE NOT CAST(:operation_id AS uuid) = ANY (s.fenced_ids)
-      AND s.xmin = (SELECT version FROM seen)
+    WHERE NOT CAST(:operation_id AS uuid) = ANY (s.fenced_ids){fresh}
       AND (CAST(:expected_position AS bigint) IS NULL OR s.last_position = CAST(:expected_position AS bigint))
     RETURNING s.last_position, s.last_event_id - CAST(:events AS bigint) AS event_id
 )"""
+
+# What looks at more than the row wants to see the present, too.
+OPENED_FRESH = OPENED.replace("{fresh}", "\n      AND s.xmin = (SELECT version FROM seen)")
+OPENED = OPENED.replace("{fresh}", "")
 
 # Wait for the session's other writers. The statement after it in the same transaction sees all they did. Should our
 # connection vanish between the two, the server lets go of the lock by itself instead of waiting for TCP to notice.

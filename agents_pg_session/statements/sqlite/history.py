@@ -138,9 +138,11 @@ WITH snapshot AS (
      WHERE i.tenant_id = :tenant_id AND i.session_id = :session_id
        AND i.position BETWEEN snapshot.first_position AND snapshot.last_position
 ), stood AS (
-    SELECT coalesce(min(position), 1) AS first_position, coalesce(max(position), 0) AS last_position,
-           count(*) AS count
-      FROM brought
+    SELECT coalesce(min(brought.position), snapshot.first_position) AS first_position,
+           coalesce(max(brought.position), snapshot.first_position - 1) AS last_position,
+           count(brought.position) AS count
+      FROM snapshot LEFT JOIN brought ON 1
+     GROUP BY snapshot.first_position
 ), shift AS (
     SELECT coalesce((SELECT max(turn) FROM brought), earlier.turn)
          - coalesce((SELECT max(turn) FROM removed), earlier.turn) AS turns

@@ -56,7 +56,7 @@ _NEWEST = "(SELECT max(position) FROM items WHERE tenant_id = :tenant_id AND ses
 _ANSWERED_BY_TAKEN = """
   FROM tool_runs t
  WHERE t.tenant_id = :tenant_id AND t.session_id = :session_id
-   AND (taken.call_id IS NOT NULL OR taken.type LIKE '%output')
+   AND taken.type LIKE '%output'
    AND t.call_position < taken.position AND t.output_position = taken.position
  ORDER BY t.call_position DESC LIMIT 1"""
 
