@@ -347,7 +347,10 @@ class PGSession:
         return state
 
     async def release(self) -> None:
-        """Give back a paused run that this handle resumed and did not go on with: another may have it at once."""
+        """Give back a paused run that this handle resumed, so that another worker may have it at once.
+
+        Only before it goes on: a tool it has run and not told yet would run again.
+        """
         if self._claim is not None:
             await self._claim.release()
             self._claim = None
