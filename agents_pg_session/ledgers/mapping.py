@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,99 +41,31 @@ def value_of(text: str | None) -> JSON:
 
 def session_info(row: Row[Any]) -> SessionInfo:
     return SessionInfo(
-        tenant=row.tenant_id,
-        session_id=row.session_id,
-        status=row.status,
-        agent=row.agent,
-        user_id=row.user_id,
-        metadata=json.loads(row.metadata),
-        item_count=row.item_count,
-        message_count=row.message_count,
-        turn_count=row.turn_count,
-        tool_run_count=row.tool_run_count,
-        tool_error_count=row.tool_error_count,
-        event_count=row.last_event_id,
-        input_tokens=row.input_tokens,
-        output_tokens=row.output_tokens,
-        last_position=row.last_position,
-        created_at=moment(row.created_at),
-        updated_at=moment(row.updated_at),
-        active_at=moment(row.active_at),
-        ended_at=optional_moment(row.ended_at),
-        expires_at=optional_moment(row.expires_at),
-        forked_from=row.forked_from,
-        forked_through=row.forked_through,
+        **_with(
+            row,
+            {"tenant_id": "tenant", "last_event_id": "event_count"},
+            times=("created_at", "updated_at", "active_at", "ended_at", "expires_at"),
+            values=("metadata",),
+        )
     )
 
 
 def run(row: Row[Any]) -> Run:
-    return Run(
-        session_id=row.session_id,
-        run_id=row.run_id,
-        status=row.status,
-        agent=row.agent,
-        trace_id=row.trace_id,
-        turn=row.turn,
-        requests=row.requests,
-        input_tokens=row.input_tokens,
-        cached_tokens=row.cached_tokens,
-        output_tokens=row.output_tokens,
-        reasoning_tokens=row.reasoning_tokens,
-        total_tokens=row.total_tokens,
-        model_seconds=row.model_seconds,
-        started_at=moment(row.started_at),
-        last_seen_at=moment(row.last_seen_at),
-        finished_at=optional_moment(row.finished_at),
-        error=row.error,
-        details=value_of(row.details),
-    )
+    return Run(**_with(row, {}, times=("started_at", "last_seen_at", "finished_at"), values=("details",)))
 
 
 def tool_run(row: Row[Any]) -> ToolRun:
-    return ToolRun(
-        tenant=row.tenant_id,
-        session_id=row.session_id,
-        position=row.call_position,
-        output_position=row.output_position,
-        call_id=row.call_id,
-        tool_name=row.tool_name,
-        tool_type=row.tool_type,
-        status=row.status,
-        agent=row.agent,
-        run_id=row.run_id,
-        arguments=value_of(row.arguments),
-        error=row.error,
-        created_at=moment(row.created_at),
-        started_at=optional_moment(row.started_at),
-        finished_at=optional_moment(row.finished_at),
-    )
+    names = {"tenant_id": "tenant", "call_position": "position"}
+    return ToolRun(**_with(row, names, times=("created_at", "started_at", "finished_at"), values=("arguments",)))
 
 
 def event(row: Row[Any]) -> Event:
-    return Event(
-        session_id=row.session_id,
-        event_id=row.event_id,
-        kind=row.kind,
-        run_id=row.run_id,
-        agent=row.agent,
-        payload=value_of(row.payload),
-        created_at=moment(row.created_at),
-    )
+    return Event(**_with(row, {}, times=("created_at",), values=("payload",)))
 
 
 def snapshot(row: Row[Any]) -> Snapshot:
-    return Snapshot(
-        session_id=row.session_id,
-        kind=row.kind,
-        version=row.version,
-        through=row.through_position,
-        content=json.loads(row.content),
-        label=row.label,
-        metadata=value_of(row.metadata),
-        created_at=moment(row.created_at),
-        claimed_by=row.claimed_by,
-        claimed_until=optional_moment(row.claimed_until),
-    )
+    names = {"through_position": "through"}
+    return Snapshot(**_with(row, names, times=("created_at", "claimed_until"), values=("content", "metadata")))
 
 
 def waiting_run(row: Row[Any]) -> WaitingRun:
@@ -162,3 +95,12 @@ def sums(row: Row[Any]) -> TokenUsage:
         reasoning_tokens=int(row.reasoning_tokens),
         total_tokens=int(row.total_tokens),
     )
+
+
+def _with(
+    row: Row[Any], names: Mapping[str, str], *, times: Sequence[str] = (), values: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return a row's columns as a record's fields: some under another name, times in UTC, JSON text as values."""
+    fields = {names.get(column, column): value for column, value in row._mapping.items()}
+    fields |= {name: optional_moment(fields[name]) for name in times}
+    return fields | {name: value_of(fields[name]) for name in values}
