@@ -15,6 +15,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import make_url
 
 from agents_pg_session import PGSession, SessionStore
@@ -24,6 +25,10 @@ from tests.server import Server, find_binaries
 SERVER_URL = pytest.StashKey[str]()
 SERVER = pytest.StashKey[Server]()
 BACKENDS = ("sqlite", "asyncpg", "psycopg")
+
+# Nothing here is about time: a slow machine is no failure.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 def pytest_configure(config: pytest.Config) -> None:
