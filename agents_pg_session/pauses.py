@@ -51,7 +51,7 @@ async def pause(
             metadata=json.dumps({"approvals": asked}),
             status="waiting",
             # Its calls must be the last thing the session says: whoever resumes it answers them.
-            expected_position=run.last_position if run else None,
+            expected=run.extent if run else None,
             run_id=run_id,
             notes=tuple(notes),
         )

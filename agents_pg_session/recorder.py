@@ -22,6 +22,7 @@ from agents import (
     ShellTool,
     Usage,
     get_current_span,
+    get_current_trace,
 )
 from agents.lifecycle import RunHooksBase
 from agents.tool import default_tool_timeout_error_message
@@ -69,7 +70,7 @@ class Recorder(RunHooksBase[Any, Agent[Any]]):
         try:
             run = self._book.find(args[0] if args else kwargs["context"])
             if run is not None:
-                run.recorder = self.token
+                run.recorder, run.trace = self.token, get_current_trace()
                 noted(run, *args, **kwargs)
         except Exception:
             logger.warning("could not record %s of a run; the run goes on", hook, exc_info=True)
@@ -195,13 +196,13 @@ def _end(run: TrackedRun, error: BaseException | None) -> None:
 
 def _unsaid_end(run: TrackedRun) -> tuple[str, BaseException | None]:
     """Return how a run ended of which neither a hook nor an exception tells."""
-    if run.is_busy:  # left in the middle: its stream was cancelled, or not read to its end
+    if run.awaits_model:  # left in the middle: its stream was cancelled, or not read to its end
         return "cancelled", None
-    if run.names:  # a call waits for its output
+    if run.is_waiting and not run.is_busy:
         return "interrupted", None
     if run.recorder is None:
         return "completed", None
-    return "failed", RuntimeError("it ended without an answer; what it raised was handled inside the block")
+    return "failed", RuntimeError("it ended without an answer")
 
 
 def _call_id(context: object) -> str | None:

@@ -295,6 +295,7 @@ class PGSession:
 
     async def delete(self) -> bool:
         """Erase the session and everything about it; False if it was not there."""
+        self._items.forget(self._whose.key())
         return await self._control.delete()
 
     # -- memory
@@ -353,6 +354,7 @@ class PGSession:
         """
         if self._claim is not None:
             await self._claim.release()
+            self._items.forget(self._whose.key())
             self._claim = None
 
     def exclusive(self, *, wait: float = 30.0, lease_for: float = 30.0) -> Exclusive[Self]:
@@ -392,7 +394,7 @@ class PGSession:
     async def _flush(self, run: TrackedRun) -> None:
         """Write a run's last words. Only the newest run of this handle says what the session waits for."""
         newest = self._book.runs[-1:] == [run]
-        await self._items.flush(run, waiting=newest and run.status == "interrupted")
+        await self._items.flush(run, waiting=newest and run.status == "interrupted" and run.is_waiting)
 
     # -- closing
 

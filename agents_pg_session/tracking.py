@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
-from agents import RunContextWrapper, Usage, get_current_span, get_current_trace
-from agents.tool_context import ToolContext
+from agents import RunContextWrapper, Trace, Usage, get_current_span, get_current_trace
 
 from agents_pg_session.metering import Meter, cause_in_tool, described, stored_name, stored_text
 from agents_pg_session.projection import Item
@@ -67,9 +67,10 @@ class RunBook:
         self._resumed = names
 
     def alone(self, key: Key) -> TrackedRun | None:
-        """Return the run at work if hooks see exactly one: a call that tells no run is that one's."""
-        at_work = [run for _, run in self._entries.values() if run.recorder is not None and run.status == "running"]
-        if len(at_work) != 1:
+        """Return the run whose trace this is, if hooks see exactly one: a call that tells no run is that one's."""
+        trace = get_current_trace()
+        at_work = [run for _, run in self._entries.values() if run.trace is trace and run.status == "running"]
+        if trace is None or len(at_work) != 1:
             return None
         at_work[0].seen_by_session(None, key)
         return at_work[0]
@@ -104,6 +105,7 @@ class RunBook:
     def _enter(self, usage: Usage, run: TrackedRun) -> TrackedRun:
         number, entries = id(usage), self._entries
         run.names |= self._resumed
+        run.is_resumed = bool(self._resumed)
         self._resumed = {}
 
         def forget(gone: weakref.ref[Usage]) -> None:
@@ -128,8 +130,12 @@ class TrackedRun:
         self.status = "running"
         self.recorder: object | None = None  #: who records it by hooks
         self.has_asked = False  #: the approvals it waits for were told
-        self.last_position: int | None = None  #: where the session stood after this run's last append
-        self.telling = asyncio.Lock()  #: held from `report` to `written`: what is told is told once
+        self.is_resumed = False  #: it goes on where another run was paused
+        self.extent: tuple[int, int] | None = (
+            None  #: the session after this run's last append: last position, item count
+        )
+        self.trace: Trace | None = None  #: as hooks see it
+        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
         self.tool_errors: dict[str, str] = {}  #: by call id, of tools that failed and have not ended yet
         self._meter = Meter(usage, written)
         self._wrapper: weakref.ref[RunContextWrapper[Any]] | None = None
@@ -142,6 +148,11 @@ class TrackedRun:
         self._nameless: list[ToolTiming] = []
         self._notes: list[Note] = []
 
+    @property
+    def telling(self) -> asyncio.Lock:
+        """The lock that is held from `report` to `written`, in this event loop: what is told is told once."""
+        return self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+
     # -- what the session tells
 
     def is_resumed_by(self, wrapper: RunContextWrapper[Any]) -> bool:
@@ -149,9 +160,9 @@ class TrackedRun:
 
         A run inside a tool shares the usage of the run around it, and belongs to that.
         """
-        if self._wrapper is None or self._wrapper() is wrapper:
-            return False
-        return not isinstance(wrapper, ToolContext) and not self._open_tools
+        if self._wrapper is None or self._wrapper() is wrapper or type(wrapper) is not RunContextWrapper:
+            return False  # what hooks and tools are given is of the same run
+        return not self._open_tools
 
     def successor(self, usage: Usage) -> TrackedRun:
         """End this run as paused, and return the one that goes on: with all that was not written yet."""
@@ -168,7 +179,7 @@ class TrackedRun:
     def seen_by_session(self, wrapper: RunContextWrapper[Any] | None, key: Key) -> None:
         """Note that the session got a call of this run, with *wrapper* if that reached it."""
         self.key = self.key or key
-        if self._wrapper is None and wrapper is not None:
+        if self._wrapper is None and type(wrapper) is RunContextWrapper:
             self._wrapper = weakref.ref(wrapper)
 
     def saw(self, items: Sequence[Item]) -> None:
@@ -247,6 +258,16 @@ class TrackedRun:
     # -- what is told
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether a call of its own, or one it was resumed for, waits for its output."""
+        return bool(self.names) and (self.extent is not None or self.is_resumed)
+
+    @property
+    def awaits_model(self) -> bool:
+        """Whether hooks saw a model call begin that has not ended."""
+        return self._meter.is_running
+
+    @property
     def is_busy(self) -> bool:
         """Whether hooks saw something start that has not ended: a model call or a tool."""
         nameless = any(timing.finished is None for timing in self._nameless)
@@ -283,6 +304,7 @@ class TrackedRun:
         if self.status == "running":
             self.end("interrupted", None)
         self._status_written, self.has_asked = self.status, True
+        self._timings.clear()  # a tool at work inside it starts anew with the run that goes on
 
     def note_last_words(self) -> None:
         """Note which calls of a run that nobody pauses wait for a person, and in any case that something was told.
@@ -319,14 +341,14 @@ class TrackedRun:
         )
 
     def written(
-        self, report: RunReport, timings: Sequence[ToolTiming] | None = None, last_position: int | None = None
+        self, report: RunReport, timings: Sequence[ToolTiming] | None = None, extent: tuple[int, int] | None = None
     ) -> None:
         """Forget what *report* told, now that it took effect; of its timings only *timings*, if given.
 
         What came to the buffers since stays; so does the timing of a tool whose call another append brings.
         """
         self._status_written = report.status
-        self.last_position = last_position if last_position is not None else self.last_position
+        self.extent = extent or self.extent
         self._meter.forget(report)
         timings = (*report.timings.values(), *report.nameless) if timings is None else timings
         told = {id(each) for each in (*timings, *report.notes)}

@@ -61,6 +61,7 @@ SELECT s.tenant_id, s.session_id, s.user_id, t.tool_name, t.arguments, now() - p
    AND t.status = 'running' AND t.created_at >= s.active_at
   LEFT JOIN LATERAL (SELECT created_at, claimed_until FROM agents.snapshots n
                       WHERE (n.tenant_id, n.session_id) = (s.tenant_id, s.session_id) AND n.kind = 'run_state'
+                        AND n.through_position = s.last_position
                       ORDER BY version DESC LIMIT 1) AS p ON true
  WHERE s.status = 'waiting'
  ORDER BY p.created_at, t.call_position;

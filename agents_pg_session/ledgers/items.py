@@ -71,7 +71,7 @@ class Items:
                 for row in rows:
                     self._know(key, row.last_position, row.item_count)
                     if run is not None and report is not None:
-                        run.written(report, entry.taken, row.last_position)
+                        run.written(report, entry.taken, (row.last_position, row.item_count))
                         run.saw(items)
 
             await self._write(key, entry, landed)
@@ -83,7 +83,12 @@ class Items:
             run.note_last_words()
             report, status = run.report(), "waiting" if waiting else None
             entry = compose(
-                (), self._scope.labels, report=report, names=run.names, status=status, status_at=run.last_position
+                (),
+                self._scope.labels,
+                report=report,
+                names=run.names,
+                status=status,
+                status_at=run.extent[0] if run.extent else None,
             )
             append = self._database.sql.append(run.key, entry)
 
@@ -180,6 +185,10 @@ class Items:
         """Let the next append take effect only if the session still is what it was at *extent*."""
         self._extents[key] = extent
 
+    def forget(self, key: Key) -> None:
+        """Expect nothing any more."""
+        self._extents.pop(key, None)
+
     def knows(self, key: Key, last_position: int, item_count: int) -> None:
         """Take note of a change of this handle's own."""
         if key in self._extents:
@@ -212,6 +221,8 @@ class Items:
             rows = await self._database.write(sql.append(key, entry, patient=True), budget, landed)
         if rows:
             return
+        if not self._expecting:
+            self.forget(key)  # a resumed run that came too late: what comes next is no part of it
         reasons = []
         if entry.guard.lease_id is not None:
             reasons.append("the lease ran out and another holder took it")

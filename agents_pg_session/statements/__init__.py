@@ -100,7 +100,7 @@ class Snapshotted:
     label: str | None = None
     metadata: str | None = None  #: JSON text
     status: str | None = None  #: what the session becomes
-    expected_position: int | None = None  #: only if the session has come no further than that
+    expected: tuple[int, int] | None = None  #: only if these still are its last position and item count
     run_id: str | None = None  #: the run that this interrupts
     notes: tuple[Note, ...] = ()
 

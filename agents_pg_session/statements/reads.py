@@ -152,6 +152,12 @@ class Reads:
             where.append(f"r.started_at < {self._moment('until')}")
             values["until"] = self._bound(until)
         conditions = "\n WHERE " + " AND ".join(where) if where else ""
+        if tenant is None and where and self._dialect == "postgresql":
+            each = " AND ".join(("r.tenant_id = tenants.tenant_id", *where))
+            runs = f"tenants CROSS JOIN LATERAL (SELECT * FROM {{schema}}runs r WHERE {each} OFFSET 0) AS r"
+            tenants = _TENANTS.replace("{table}", "{schema}runs")
+            sql = f"{tenants}SELECT {of} AS of, {_SUMS}\n  FROM {runs}{join}\n GROUP BY 1 ORDER BY 1"
+            return self._command(Subject("usage"), sql, values)
         sql = f"SELECT {of} AS of, {_SUMS}\n  FROM {{schema}}runs r{join}{conditions}\n GROUP BY 1 ORDER BY 1"
         return self._command(Subject("usage"), sql, values)
 

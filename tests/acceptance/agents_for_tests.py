@@ -6,11 +6,15 @@ from typing import Any
 
 from agents import Agent, RunConfig, function_tool
 from agents.items import TResponseOutputItem
+from agents.run_config import ToolErrorFormatterArgs
 from agents.testing import ScriptedModel, assistant_message, function_call
 from agents.usage import Usage
 
 #: Without it every run would try to export a trace.
 QUIET = RunConfig(tracing_disabled=True)
+
+#: Whether this SDK tells a formatter what a tool raised; 0.21 does not, so its errors come without their type.
+TELLS_TOOL_ERRORS = "error" in ToolErrorFormatterArgs.__dataclass_fields__
 
 Step = TResponseOutputItem | list[TResponseOutputItem]
 

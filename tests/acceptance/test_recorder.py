@@ -40,9 +40,7 @@ from agents_pg_session.recorder import Recorder, Recording
 from agents_pg_session.reports import Note, RunReport, ToolTiming, UsageDelta
 from agents_pg_session.statements import Key
 from agents_pg_session.tracking import RunBook, TrackedRun
-from tests.acceptance.agents_for_tests import QUIET, calls, says, scripted
-
-HAS_ERROR_IN_FORMATTER = "error" in ToolErrorFormatterArgs.__dataclass_fields__  # not in 0.21.1
+from tests.acceptance.agents_for_tests import QUIET, TELLS_TOOL_ERRORS, calls, says, scripted
 
 
 class Listed:
@@ -86,7 +84,7 @@ class Listed:
 
     def tell(self, run: TrackedRun, report: RunReport) -> None:
         self.reports.append(report)
-        run.written(report)
+        run.written(report, None, (len(self.items), len(self.items)))
 
     async def flush(self, run: TrackedRun) -> None:
         self.tell(run, run.report())
@@ -301,12 +299,12 @@ async def test_the_error_behind_the_default_text_is_noted(kept: Listed, streamed
     without = Listed()
     await go(plain, "Weather?", without, streamed=streamed)
 
-    expected = "ValueError: no station in Paris" if HAS_ERROR_IN_FORMATTER else "no station in Paris"
+    expected = "ValueError: no station in Paris" if TELLS_TOOL_ERRORS else "no station in Paris"
     assert kept.timings()["c1"].error == expected
     assert kept.items == without.items
 
 
-@pytest.mark.skipif(not HAS_ERROR_IN_FORMATTER, reason="this SDK's formatter is not told exceptions")
+@pytest.mark.skipif(not TELLS_TOOL_ERRORS, reason="this SDK's formatter is not told exceptions")
 @pytest.mark.parametrize("kind", ["sync", "async", "silent", "failing"])
 async def test_the_users_formatter_of_tool_errors_still_answers(kept: Listed, kind: str) -> None:
     """The user's `tool_error_formatter` gets the same arguments, and its answer reaches the model."""

@@ -23,7 +23,9 @@ __all__ = [
 _OPENED_TOLD = """
 SELECT EXISTS (SELECT FROM session) AS fresh, (SELECT CAST(payload AS text) FROM event) AS payload
  WHERE CAST(:expected_position AS bigint) IS NULL OR EXISTS (SELECT FROM session)
-    OR EXISTS (SELECT FROM seen WHERE last_position = CAST(:expected_position AS bigint))
+    OR EXISTS (SELECT FROM seen
+                WHERE (last_position, item_count)
+                    = (CAST(:expected_position AS bigint), CAST(:expected_count AS bigint)))
 """
 
 # Write an event of the caller's own kind.

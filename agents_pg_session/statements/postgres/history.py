@@ -174,7 +174,8 @@ SELECT EXISTS (SELECT FROM fresh) AS fresh, (SELECT CAST(payload AS text) FROM e
 # copy keeps the positions; what its source has spent (runs, tokens) stays with the source.
 FORK = """
 WITH source AS (
-    SELECT agent, user_id, metadata FROM {schema}sessions WHERE tenant_id = :tenant_id AND session_id = :source_id
+    SELECT agent, user_id, metadata, cleared_through FROM {schema}sessions
+     WHERE tenant_id = :tenant_id AND session_id = :source_id
 ), copied AS (
     SELECT * FROM {schema}items
      WHERE tenant_id = :tenant_id AND session_id = :source_id
@@ -190,18 +191,18 @@ WITH source AS (
        -- One probe each: what a planner believes of the copy may be far off.
        AND EXISTS (SELECT FROM {schema}items i
                     WHERE i.tenant_id = :tenant_id AND i.session_id = :source_id AND i.position = t.call_position
-                      AND (CAST(:before_turn AS bigint) IS NULL OR i.turn < CAST(:before_turn AS bigint)))
+                      AND (CAST(:before_turn AS bigint) IS NULL OR i.turn < CAST(:before_turn AS bigint)) OFFSET 0)
 ), session AS (
     INSERT INTO {schema}sessions AS s (
         tenant_id, session_id, agent, user_id, metadata, last_position, last_event_id, item_count, message_count,
-        turn_count, tool_run_count, tool_error_count, forked_from, forked_through, forked_at,
+        turn_count, tool_run_count, tool_error_count, forked_from, forked_through, forked_at, cleared_through,
         created_at, updated_at, active_at)
     SELECT :tenant_id, :session_id, coalesce(CAST(:agent AS text), source.agent),
            coalesce(CAST(:user_id AS text), source.user_id),
            coalesce(CAST(CAST(:metadata AS text) AS jsonb), source.metadata),
            reach.position, 1, reach.items, reach.messages, reach.turns,
            (SELECT count(*) FROM called), (SELECT count(*) FROM called WHERE status = 'failed' AND answered),
-           CAST(:source_id AS text), reach.position, now(), now(), now(), now()
+           CAST(:source_id AS text), reach.position, now(), source.cleared_through, now(), now(), now()
       FROM source, reach
     ON CONFLICT (tenant_id, session_id) DO UPDATE SET
         agent = excluded.agent, user_id = excluded.user_id, metadata = excluded.metadata,
@@ -209,6 +210,7 @@ WITH source AS (
         message_count = excluded.message_count, turn_count = excluded.turn_count,
         tool_run_count = excluded.tool_run_count, tool_error_count = excluded.tool_error_count,
         forked_from = excluded.forked_from, forked_through = excluded.forked_through, forked_at = excluded.forked_at,
+        cleared_through = excluded.cleared_through,
         updated_at = excluded.updated_at, active_at = excluded.active_at
     -- Only the row that a fence leaves behind where no session is may be taken over.
     WHERE NOT CAST(:operation_id AS uuid) = ANY (s.fenced_ids) AND s.last_position = 0 AND s.last_event_id = 0

@@ -38,7 +38,7 @@ SELECT EXISTS (SELECT FROM fresh) AS fresh, (SELECT CAST(payload AS text) FROM e
 # The same for a change that creates the session where there is none: the row is locked by taking its next event id.
 OPENED = """
 WITH seen AS (
-    SELECT xmin AS version, last_position FROM {schema}sessions
+    SELECT xmin AS version, last_position, item_count FROM {schema}sessions
      WHERE tenant_id = :tenant_id AND session_id = :session_id
 ), session AS (
     INSERT INTO {schema}sessions AS s (
@@ -50,7 +50,9 @@ WITH seen AS (
         status = coalesce(CAST(:status AS text), s.status),
         last_event_id = s.last_event_id + excluded.last_event_id, updated_at = excluded.updated_at
     WHERE NOT CAST(:operation_id AS uuid) = ANY (s.fenced_ids){fresh}
-      AND (CAST(:expected_position AS bigint) IS NULL OR s.last_position = CAST(:expected_position AS bigint))
+      AND (CAST(:expected_position AS bigint) IS NULL
+           OR (s.last_position, s.item_count)
+            = (CAST(:expected_position AS bigint), CAST(:expected_count AS bigint)))
     RETURNING s.last_position, s.last_event_id - CAST(:events AS bigint) AS event_id
 )"""
 

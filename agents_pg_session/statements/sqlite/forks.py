@@ -49,7 +49,7 @@ _FORK_SESSION = (
     + f"""
 UPDATE sessions AS s
    SET agent = coalesce(:agent, source.agent), user_id = coalesce(:user_id, source.user_id),
-       metadata = coalesce(:metadata, source.metadata),
+       metadata = coalesce(:metadata, source.metadata), cleared_through = source.cleared_through,
        last_position = reach.position, last_event_id = 1, item_count = reach.items, message_count = reach.messages,
        turn_count = reach.turns, tool_run_count = (SELECT count(*) FROM called),
        tool_error_count = (SELECT count(*) FROM called WHERE status = 'failed' AND answered),

@@ -74,7 +74,7 @@ VALUES (:tenant_id, :session_id, :agent, :user_id, coalesce(:metadata, '{{}}'), 
 ON CONFLICT (tenant_id, session_id) DO UPDATE SET
     status = coalesce(:status, s.status),
     last_event_id = s.last_event_id + excluded.last_event_id, updated_at = excluded.updated_at
-WHERE :expected_position IS NULL OR s.last_position = :expected_position
+WHERE :expected_position IS NULL OR (s.last_position, s.item_count) = (:expected_position, :expected_count)
 RETURNING 1
 """
 
