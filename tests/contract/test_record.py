@@ -23,7 +23,7 @@ from agents import (
 )
 from agents.tool import DEFAULT_APPROVAL_REJECTION_MESSAGE
 
-from agents_pg_session import InvalidItem, PGSession, SessionError, SessionStore, ToolRun
+from agents_pg_session import InvalidItem, PGSession, SessionConflict, SessionError, SessionStore, ToolRun
 from tests.acceptance.agents_for_tests import QUIET, TELLS_TOOL_ERRORS, calls, says, scripted
 from tests.items import assistant, call, item, output, user
 
@@ -662,3 +662,30 @@ async def test_several_runs_of_one_block_are_each_recorded(session: PGSession) -
     assert [each.status for each in await session.runs.list()] == ["completed"] * 3
     assert sorted(await kinds_of(session)) == ["run_ended"] * 3 + ["run_started"] * 3
     assert (await session.info()).input_tokens == 30
+
+
+async def test_an_old_call_makes_no_other_run_wait(session: PGSession) -> None:
+    """A run that stored nothing does not turn an ended session into one that waits for somebody else's call."""
+    await session.add_items([user("refund"), call("old")])
+    await session.end()
+
+    def refuse(history: list[Any], new: list[Any]) -> list[Any]:
+        raise ValueError("not today")
+
+    config = RunConfig(tracing_disabled=True, session_input_callback=refuse)
+    async with session.recording() as run:
+        with pytest.raises(ValueError, match="not today"):
+            await Runner.run(scripted(says("Hi")), "Hi", session=session, hooks=run.hooks, run_config=config)
+
+    assert (await session.info()).status == "ended"
+
+
+async def test_an_append_beside_a_paused_run_is_not_its_own(session: PGSession) -> None:
+    """Hooks that saw the run do not make it the author of what somebody adds by hand."""
+    agent: Any = scripted(calls("refund", "r1", amount=5))
+    result = await Runner.run(agent, "Refund", session=session, hooks=session.hooks(), run_config=QUIET)
+    await session.add_items([user("never mind")])
+
+    assert (await session.turns())[-1].items[-1].run_id is None
+    with pytest.raises(SessionConflict, match="another writer came first"):
+        await session.pause(result)

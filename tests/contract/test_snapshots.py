@@ -15,7 +15,15 @@ from agents.memory import OpenAIResponsesCompactionSession
 from openai import AsyncOpenAI
 from openai.types.responses import ResponseCompactionItem
 
-from agents_pg_session import InvalidItem, PGSession, SessionConflict, SessionNotFound, SessionStore, SnapshotNotFound
+from agents_pg_session import (
+    InvalidItem,
+    PGSession,
+    SessionConflict,
+    SessionNotFound,
+    SessionStore,
+    SnapshotNotFound,
+    Window,
+)
 from agents_pg_session.projection import Item
 from tests.acceptance.agents_for_tests import QUIET, calls, heard, says, scripted
 from tests.items import assistant, call, item, output, user
@@ -564,3 +572,53 @@ async def test_a_subclass_with_a_form_of_its_own_is_compacted_the_slow_way(
     await session.add_items([user("1")])
 
     assert await session._get_compaction_snapshot(10) is None
+
+
+async def test_a_run_whose_call_was_taken_out_is_not_paused(store: SessionStore, new_id: Callable[[], str]) -> None:
+    """Whoever resumed it would answer a call that is not there any more."""
+    session = store.session(new_id())
+    result = await paused(session)
+    await store.session(session.session_id).pop_item()
+
+    with pytest.raises(SessionConflict, match="another writer came first"):
+        await session.pause(result)
+    assert (await session.info()).status == "active"
+
+
+@pytest.mark.parametrize("taken_out", ["pop_item", "clear_session"])
+async def test_what_is_taken_out_ends_the_waiting(session: PGSession, store: SessionStore, taken_out: str) -> None:
+    """A paused run whose call is gone can be resumed by nobody."""
+    await session.pause(await paused(session))
+    await getattr(session, taken_out)()
+
+    assert (await session.info()).status == "active"
+    with pytest.raises(SessionConflict, match="has gone on"):
+        await session.resume(scripted(says("Done")))
+
+
+async def test_a_released_run_binds_its_handle_to_nothing(store: SessionStore, new_id: Callable[[], str]) -> None:
+    """It is another worker's then; this handle goes on like any other."""
+    name = new_id()
+    session = store.session(name)
+    await session.pause(await paused(session))
+    await session.resume(scripted(says("Done")))
+    await session.release()
+
+    other, agent = store.session(name), scripted(says("Done"))
+    state = await other.resume(agent)
+    state.approve(state.get_interruptions()[0])
+    await Runner.run(agent, state, session=other, run_config=QUIET)
+    await session.add_items([user("Thanks")])
+    assert (await session.get_items())[-1] == user("Thanks")
+
+
+async def test_a_clear_ends_what_summaries_say(store: SessionStore, new_id: Callable[[], str]) -> None:
+    """Also in a fork: what was cleared is not said again."""
+    session = store.session(new_id(), window=Window(summary="summary"))
+    await session.add_items([user("the secret is 42")])
+    await session.snapshots.save("summary", "a secret: 42")
+    await session.clear_session()
+    await session.add_items([user("new")])
+
+    fork = await session.fork(new_id())
+    assert await session.get_items() == await fork.get_items() == [user("new")]
