@@ -16,14 +16,12 @@ from typing import Any, NoReturn, cast
 from agents.tool import DEFAULT_APPROVAL_REJECTION_MESSAGE
 
 from agents_pg_session.errors import InvalidItem
-from agents_pg_session.projection import MAX_DEPTH, Item, _column, _has_string_keys_within_depth, encode
+from agents_pg_session.projection import MAX_DEPTH, Item, _column, _has_string_keys_within_depth, encode_value
+from agents_pg_session.texts import stored_text
 
 __all__ = ["Approved", "Handoff", "HostedApproval", "ToolCall", "ToolItems", "ToolOutput", "project_calls"]
 
 Approved = Callable[[str, str], bool | None]
-
-#: Characters of an error. The output itself stays in the item.
-MAX_ERROR = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +356,7 @@ def _only(text: object, key: str) -> str | None:
 def _storable(text: str | None) -> str | None:
     if not text:
         return None
-    return text[:MAX_ERROR].replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    return stored_text(text)
 
 
 def _encoded(value: object) -> str | None:
@@ -366,7 +364,7 @@ def _encoded(value: object) -> str | None:
     if value is None:
         return None
     try:
-        return encode({"": value}, place="")[len('{"":') : -1]
+        return encode_value(value, place="")
     except InvalidItem:
         return None
 

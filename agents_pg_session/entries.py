@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from agents_pg_session.calls import ToolCall, ToolItems, project_calls
 from agents_pg_session.projection import Batch, Item, project
 from agents_pg_session.reports import Note, RunReport, ToolTiming
+from agents_pg_session.texts import stored_name, stored_text
 
 __all__ = ["Answer", "Entry", "Guard", "Labels", "ToolRunRow", "compose"]
-
-#: Characters of an error that are kept.
-MAX_ERROR = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +171,7 @@ def _tool_run(call: ToolCall, timings: _Timings, caller: str | None) -> ToolRunR
         place=call.place + 1,
         output_place=None if call.output_place is None else call.output_place + 1,
         call_id=call.call_id,
-        tool_name=None if call.tool_name is None else call.tool_name.encode()[:512].decode("utf-8", "ignore"),
+        tool_name=None if call.tool_name is None else stored_name(call.tool_name),
         tool_type=call.tool_type,
         agent=timing.agent if timing and timing.agent else caller,
         status=status,
@@ -204,7 +202,7 @@ def _answers(tools: ToolItems, timings: _Timings) -> Iterator[Answer]:
 def _outcome(status: str, error: str | None, timing: ToolTiming | None) -> tuple[str, str | None]:
     """What hooks saw outranks what the item says: the SDK turns exceptions into friendly text."""
     if timing is not None and timing.error is not None and status != "rejected":
-        return "failed", timing.error[:MAX_ERROR].replace("\0", "")
+        return "failed", stored_text(timing.error)
     return status, error
 
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from agents.memory import SessionSettings
+
 from agents_pg_session.entries import Labels
 from agents_pg_session.errors import InvalidItem
 from agents_pg_session.projection import encode
@@ -17,6 +19,7 @@ __all__ = [
     "checked_labels",
     "checked_number",
     "checked_seconds",
+    "checked_settings",
     "checked_text",
     "metadata_text",
 ]
@@ -77,6 +80,15 @@ def checked_labels(agent: str | None, user_id: str | None, metadata: Mapping[str
         user_id=None if user_id is None else checked_id("user_id", user_id),
         metadata=None if metadata is None else metadata_text(metadata),
     )
+
+
+def checked_settings(value: SessionSettings | dict[str, Any] | None) -> SessionSettings | None:
+    """Return the SDK's settings, from a dict too, or raise `ValueError`."""
+    if isinstance(value, dict):
+        value = SessionSettings(**value)
+    if value is not None and not hasattr(value, "limit"):
+        raise ValueError(f"session_settings must be SessionSettings or a dict, not {type(value).__name__}")
+    return value
 
 
 def metadata_text(metadata: Mapping[str, Any]) -> str:

@@ -15,10 +15,10 @@ from agents_pg_session.labels import checked_seconds
 from agents_pg_session.ledgers.items import Items
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.ledgers.snapshots import RUN_STATE, Snapshots
-from agents_pg_session.metering import stored_text
 from agents_pg_session.projection import encode_value
 from agents_pg_session.reports import Note
 from agents_pg_session.statements import Snapshotted
+from agents_pg_session.texts import stored_text
 from agents_pg_session.tracking import RunBook
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from agents.lifecycle import RunHooksBase
 from agents.tool import default_tool_timeout_error_message
 from agents.tool_context import ToolContext
 
-from agents_pg_session.metering import described, stored_name, stored_text
+from agents_pg_session.texts import described, stored_name, stored_text
 from agents_pg_session.tracking import RunBook, TrackedRun
 
 __all__ = ["Recorder", "Recording"]

@@ -52,7 +52,6 @@ class RunReport:
 
     run_id: str
     started: float
-    first: bool  #: nothing of this run has been written yet
     status: str = "running"  #: running, completed, failed, interrupted, cancelled
     agent: str | None = None
     trace_id: str | None = None

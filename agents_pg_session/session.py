@@ -10,7 +10,7 @@ from agents import Agent, RunContextWrapper, RunHooks, RunState
 from agents.memory import SessionSettings
 
 from agents_pg_session.database import COMMAND_TIMEOUT, RETRY_FOR, Database
-from agents_pg_session.labels import checked_labels, checked_text
+from agents_pg_session.labels import checked_labels, checked_settings, checked_text
 from agents_pg_session.leases import Exclusive
 from agents_pg_session.ledgers.control import Control
 from agents_pg_session.ledgers.events import Events
@@ -85,8 +85,6 @@ class PGSession:
         command_timeout: float = COMMAND_TIMEOUT,
     ) -> None:
         self.session_id = checked_text("session_id", session_id)
-        if expect not in (None, "unchanged"):
-            raise ValueError(f'expect must be "unchanged" or None, not {expect!r}')
         if window is not None and not isinstance(window, Window):
             raise ValueError(f"window must be a Window, not {type(window).__name__}: Window(turns=10)")
         if isinstance(engine, Database):  # from a store or a URL
@@ -105,7 +103,7 @@ class PGSession:
         self._claim: Claim | None = None
         self._book = RunBook()
         scope = self._scope = Scope(self._database, self._whose.key, checked_labels(agent, user_id, metadata))
-        self._items = Items(scope, expecting=expect is not None)
+        self._items = Items(scope, expect=expect)
         self._history = History(scope, self._items)
         self._control = Control(scope)
         self.runs = Runs(scope)
@@ -179,11 +177,7 @@ class PGSession:
 
     @session_settings.setter
     def session_settings(self, value: SessionSettings | dict[str, Any] | None) -> None:
-        if isinstance(value, dict):
-            value = SessionSettings(**value)
-        if value is not None and not hasattr(value, "limit"):
-            raise ValueError(f"session_settings must be SessionSettings or a dict, not {type(value).__name__}")
-        self._session_settings = value
+        self._session_settings = checked_settings(value)
 
     @property
     def engine(self) -> AsyncEngine:
@@ -310,14 +304,7 @@ class PGSession:
         Nothing is deleted: `window=Window(summary="summary")` gives the model the summary and what came after it.
         """
         window = self._window if self._window is not None and self._window.summary == kind else Window(summary=kind)
-        return await summarize(
-            self._scope,
-            self._items,
-            self.snapshots,
-            write,
-            keep_turns=keep_turns,
-            window=window,
-        )
+        return await summarize(self._scope, self._items, self.snapshots, write, keep_turns=keep_turns, window=window)
 
     async def restore(self, version: int) -> None:
         """Bring back what a compaction replaced: `history` snapshot *version* returns to where it stood.
@@ -394,7 +381,7 @@ class PGSession:
     async def _flush(self, run: TrackedRun) -> None:
         """Write a run's last words. Only the newest run of this handle says what the session waits for."""
         newest = self._book.runs[-1:] == [run]
-        await self._items.flush(run, waiting=newest and run.status == "interrupted" and run.is_waiting)
+        await self._items.flush(run, waiting=newest and run.is_waiting)
 
     # -- closing
 

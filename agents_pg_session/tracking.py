@@ -19,10 +19,11 @@ from weakref import WeakKeyDictionary
 
 from agents import RunContextWrapper, Trace, Usage, get_current_span, get_current_trace
 
-from agents_pg_session.metering import Meter, cause_in_tool, described, stored_name, stored_text
+from agents_pg_session.metering import Meter
 from agents_pg_session.projection import Item
 from agents_pg_session.reports import Note, RunReport, ToolTiming, UsageDelta
 from agents_pg_session.statements import Key
+from agents_pg_session.texts import cause_in_tool, described, stored_name, stored_text
 
 __all__ = ["RunBook", "TrackedRun"]
 
@@ -69,7 +70,7 @@ class RunBook:
     def alone(self, key: Key) -> TrackedRun | None:
         """Return the run whose trace this is, if hooks see exactly one: a call that tells no run is that one's."""
         trace = get_current_trace()
-        at_work = [run for _, run in self._entries.values() if run.trace is trace and run.status == "running"]
+        at_work = [run for _, run in self._entries.values() if run.trace is trace and not run.is_settled]
         if trace is None or len(at_work) != 1:
             return None
         at_work[0].seen_by_session(None, key)
@@ -131,9 +132,8 @@ class TrackedRun:
         self.recorder: object | None = None  #: who records it by hooks
         self.has_asked = False  #: the approvals it waits for were told
         self.is_resumed = False  #: it goes on where another run was paused
-        self.extent: tuple[int, int] | None = (
-            None  #: the session after this run's last append: last position, item count
-        )
+        #: The session after this run's last append: last position, item count.
+        self.extent: tuple[int, int] | None = None
         self.trace: Trace | None = None  #: as hooks see it
         self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
         self.tool_errors: dict[str, str] = {}  #: by call id, of tools that failed and have not ended yet
@@ -259,8 +259,9 @@ class TrackedRun:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a call of its own, or one it was resumed for, waits for its output."""
-        return bool(self.names) and (self.extent is not None or self.is_resumed)
+        """Whether it stopped, or will, at a call of its own, or one it was resumed for, that waits for its output."""
+        waits = bool(self.names) and (self.extent is not None or self.is_resumed)
+        return waits and self.status in ("running", "interrupted")
 
     @property
     def awaits_model(self) -> bool:
@@ -325,7 +326,6 @@ class TrackedRun:
         return RunReport(
             run_id=self.run_id,
             started=self._started,
-            first=self._status_written is None,
             status=self.status,
             agent=self.agent,
             trace_id=self.trace_id,

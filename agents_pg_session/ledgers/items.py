@@ -45,10 +45,12 @@ _UNSAID = frozenset({"type", "role", "status", "id", "call_id"})
 class Items:
     """The items of one session, in the order of their positions."""
 
-    def __init__(self, scope: Scope, *, expecting: bool = False) -> None:
+    def __init__(self, scope: Scope, *, expect: str | None = None) -> None:
+        if expect not in (None, "unchanged"):
+            raise ValueError(f'expect must be "unchanged" or None, not {expect!r}')
         self._scope = scope
         self._database = scope.database
-        self._expecting = expecting
+        self._expecting = expect is not None
         self._extents: dict[Key, tuple[int, int]] = {}  # sessions as this handle knows them: last position, item count
         self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
         self.lease_id: str | None = None

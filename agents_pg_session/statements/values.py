@@ -9,8 +9,19 @@ from typing import Any
 from agents_pg_session.entries import Entry, Labels
 from agents_pg_session.projection import Batch
 from agents_pg_session.reports import Note, RunReport
+from agents_pg_session.statements import Snapshotted
 
-__all__ = ["ago", "append_values", "batch_values", "label_values", "note_values", "run_values", "session_values"]
+__all__ = [
+    "ago",
+    "append_values",
+    "batch_values",
+    "label_values",
+    "note_values",
+    "record_values",
+    "run_values",
+    "session_values",
+    "snapshot_values",
+]
 
 
 def ago(moment: float | None, now: float) -> float | None:
@@ -132,4 +143,35 @@ def note_values(notes: Sequence[Note]) -> dict[str, Any]:
         "kinds": [note.kind for note in notes],
         "event_run_ids": [note.run_id for note in notes],
         "event_agents": [note.agent for note in notes],
+    }
+
+
+def snapshot_values(snapshot: Snapshotted, labels: Labels) -> dict[str, Any]:
+    expected_position, expected_count = snapshot.expected or (None, None)
+    return {
+        **label_values(labels),
+        "events": len(snapshot.notes) + 1,
+        "status": snapshot.status,
+        "expected_position": expected_position,
+        "expected_count": expected_count,
+        "kind": snapshot.kind,
+        "content": snapshot.content,
+        "through": snapshot.through,
+        "label": snapshot.label,
+        "snapshot_metadata": snapshot.metadata,
+        "run_id": snapshot.run_id,
+    }
+
+
+def record_values(note: Note, labels: Labels) -> dict[str, Any]:
+    return {
+        **label_values(labels),
+        "events": 1,
+        "status": None,
+        "expected_position": None,
+        "expected_count": None,
+        "kind": note.kind,
+        "run_id": note.run_id,
+        "event_agent": note.agent,
+        "payload": note.payload,
     }

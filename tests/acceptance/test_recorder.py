@@ -34,11 +34,11 @@ from agents.usage import Usage
 from openai.types.responses import ResponseFunctionShellToolCall
 from openai.types.responses.response_function_shell_tool_call import Action
 
-from agents_pg_session.metering import stored_text
 from agents_pg_session.projection import Item
 from agents_pg_session.recorder import Recorder, Recording
 from agents_pg_session.reports import Note, RunReport, ToolTiming, UsageDelta
 from agents_pg_session.statements import Key
+from agents_pg_session.texts import stored_text
 from agents_pg_session.tracking import RunBook, TrackedRun
 from tests.acceptance.agents_for_tests import QUIET, TELLS_TOOL_ERRORS, calls, says, scripted
 
@@ -162,7 +162,8 @@ async def test_usage_without_hooks_adds_up_to_the_runs_own(kept: Listed, streame
 
     assert kept.usage() == totals(result.context_wrapper.usage) == (3, 30, 0, 15, 0, 45)
     assert [report.usage.requests for report in kept.reports] == [0, 1, 1, 1]
-    assert [report.first for report in kept.reports] == [True, False, False, False]
+    kinds = [[note.kind for note in report.notes] for report in kept.reports]
+    assert kinds == [["run_started"], [], [], []]
     assert kept.last().agent == "Assistant"
     requests = json.loads(kept.last().usage_details or "")["requests"]
     assert requests == [{"input_tokens": 10, "cached_tokens": 0, "output_tokens": 5, "reasoning_tokens": 0}] * 3

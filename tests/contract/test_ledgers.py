@@ -969,3 +969,22 @@ def test_there_is_one_expectation(store: SessionStore) -> None:
     """Anything but "unchanged" is a mistake."""
     with pytest.raises(ValueError, match="expect must be"):
         store.session("x", expect="changed")  # type: ignore[arg-type]
+
+
+async def test_a_stored_item_says_its_text(session: PGSession) -> None:
+    """A message's parts are joined, an output says its answer, and what is no text is empty."""
+    parts = [{"type": "output_text", "text": "Hel"}, {"type": "refusal"}, {"type": "output_text", "text": "lo"}]
+    await session.add_items(
+        [user("Hi"), item(role="assistant", content=parts), output("c1", "42"), item(type="x", n=1)]
+    )
+
+    [turn] = await session.turns()
+    assert [each.text for each in turn.items] == ["Hi", "Hello", "42", ""]
+
+
+async def test_a_handle_runs_alone_once(session: PGSession) -> None:
+    """A block within the block does not wait for itself."""
+    async with session.exclusive():
+        with pytest.raises(SessionConflict, match="runs it alone already"):
+            async with session.exclusive():
+                pass

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from agents import (
     Agent,
+    MaxTurnsExceeded,
     RunConfig,
     RunContextWrapper,
     RunHooks,
@@ -689,3 +690,27 @@ async def test_an_append_beside_a_paused_run_is_not_its_own(session: PGSession) 
     assert (await session.turns())[-1].items[-1].run_id is None
     with pytest.raises(SessionConflict, match="another writer came first"):
         await session.pause(result)
+
+
+async def test_a_run_whose_failure_its_block_handled_waits_for_nobody(session: PGSession) -> None:
+    """It failed, and is not in anybody's inbox."""
+    agent: Any = scripted(calls("weather", "c1", city="Rome"), calls("weather", "c2", city="Oslo"))
+    async with session.recording() as run:
+        with pytest.raises(MaxTurnsExceeded):
+            await Runner.run(agent, "Weather?", session=session, hooks=run.hooks, run_config=QUIET, max_turns=1)
+
+    [ended] = await session.runs.list()
+    assert (ended.status, ended.error) == ("failed", "RuntimeError: it ended without an answer")
+    assert (await session.info()).status == "active"
+
+
+async def test_appends_of_one_run_at_once_tell_it_once(session: PGSession) -> None:
+    """What it has used, and that it started, is written by one of them."""
+    wrapper: Any = RunContextWrapper(context=None)
+    await session.get_items(wrapper=wrapper)
+    wrapper.usage.add(Usage(requests=1, input_tokens=10, output_tokens=5, total_tokens=15))
+    await asyncio.gather(*(session.add_items([user(str(n))], wrapper=wrapper) for n in range(4)))
+
+    [run] = await session.runs.list()
+    assert (run.requests, run.total_tokens) == (1, 15)
+    assert [event.kind for event in await session.events.list()] == ["run_started"]

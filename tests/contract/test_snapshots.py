@@ -622,3 +622,15 @@ async def test_a_clear_ends_what_summaries_say(store: SessionStore, new_id: Call
 
     fork = await session.fork(new_id())
     assert await session.get_items() == await fork.get_items() == [user("new")]
+
+
+async def test_hooks_tell_the_run_that_compaction_hides(session: PGSession) -> None:
+    """The SDK's compaction passes no run on; hooks see which one is at work, and its append is the run's."""
+    client = cast("AsyncOpenAI", CompactionClient())
+    wrapped = OpenAIResponsesCompactionSession(session.session_id, session, client=client)
+    agent = scripted(calls("weather", "c1", city="Rome"), says("Sunny"))
+    await Runner.run(agent, "Weather?", session=wrapped, hooks=session.hooks(), run_config=QUIET)
+
+    [run] = await session.runs.list()
+    [tool] = await session.tool_runs.list()
+    assert (run.status, run.input_tokens, tool.run_id) == ("completed", 20, run.run_id)

@@ -1,5 +1,27 @@
-"""The same proxy and observer as the PostgreSQL tests have."""
+"""The same proxy and observer as the PostgreSQL tests have, and a store behind the proxy."""
 
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import URL, make_url
+
+from agents_pg_session import SessionStore
 from tests.postgres.conftest import observer, proxied_url, proxy
 
 __all__ = ["observer", "proxied_url", "proxy"]
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def url(request: pytest.FixtureRequest, proxied_url: str) -> URL:
+    """The test database behind the proxy, over both drivers."""
+    return make_url(proxied_url).set(drivername=f"postgresql+{request.param}")
+
+
+@pytest.fixture
+async def store(url: URL) -> AsyncIterator[SessionStore]:
+    """A store behind the proxy, with one connection."""
+    async with SessionStore.open(url, engine_kwargs={"pool_size": 1}) as store:
+        yield store
+        assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import asyncpg
 import pytest
@@ -17,20 +17,6 @@ from tests.proxy import Fault, Proxy
 
 HISTORY = [user("1"), user("2")]
 FAULTS: list[Fault] = ["before", "sent", "answer"]
-
-
-@pytest.fixture(params=["asyncpg", "psycopg"])
-def url(request: pytest.FixtureRequest, proxied_url: str) -> URL:
-    """The test database behind the proxy, over both drivers."""
-    return make_url(proxied_url).set(drivername=f"postgresql+{request.param}")
-
-
-@pytest.fixture
-async def store(url: URL) -> AsyncIterator[SessionStore]:
-    """A store behind the proxy, with one connection."""
-    async with SessionStore.open(url, engine_kwargs={"pool_size": 1}) as store:
-        yield store
-        assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
 import pytest
 from agents import RunHooks, Runner, Usage
-from sqlalchemy import URL, event, make_url
+from sqlalchemy import URL, event
 
 from agents_pg_session import (
     PGSession,
@@ -207,20 +207,6 @@ VERBS: dict[str, Verb] = {
 
 def in_peace() -> None:
     """Nothing is cut."""
-
-
-@pytest.fixture(params=["asyncpg", "psycopg"])
-def url(request: pytest.FixtureRequest, proxied_url: str) -> URL:
-    """The test database behind the proxy, over both drivers."""
-    return make_url(proxied_url).set(drivername=f"postgresql+{request.param}")
-
-
-@pytest.fixture
-async def store(url: URL) -> AsyncIterator[SessionStore]:
-    """A store behind the proxy, with one connection."""
-    async with SessionStore.open(url, engine_kwargs={"pool_size": 1}) as store:
-        yield store
-        assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -421,7 +407,8 @@ async def test_a_compaction_whose_process_dies_leaves_the_old_history_or_the_new
     url: URL, new_id: Callable[[], str], observer: asyncpg.Connection, proxy: Proxy, verb: Verb, fault: Fault
 ) -> None:
     """Its connection is cut and nobody comes again: all of the replacement is there with what it replaced, or none."""
-    async with SessionStore.open(url, retry_for=0.2, engine_kwargs={"pool_size": 1}) as store:
+    # The twin goes first, on the same connection: the fault must hit the verb, not its preparing or the handshake.
+    async with SessionStore.open(url, retry_for=1, engine_kwargs={"pool_size": 1}) as store:
         for each in (store.session(new_id()), session := store.session(new_id())):
             await each.add_items(HISTORY)
             if each is session:

@@ -40,8 +40,9 @@ from hypothesis import strategies as st
 from openai.types.responses import ResponseFunctionToolCall, ResponseInputItemParam
 
 from agents_pg_session import InvalidItem
-from agents_pg_session.calls import MAX_ERROR, HostedApproval, ToolCall, ToolItems, ToolOutput, project_calls
+from agents_pg_session.calls import HostedApproval, ToolCall, ToolItems, ToolOutput, project_calls
 from agents_pg_session.projection import MAX_COLUMN, MAX_DEPTH, Item, project
+from agents_pg_session.texts import MAX_TEXT
 from tests.items import assistant, call, item, output, user
 
 AGENT = Agent(name="triage")
@@ -550,7 +551,7 @@ def test_an_error_fits_a_column() -> None:
     """It is cut, and what no text column holds is replaced."""
     found = orphan(shell_output(exited(1, stderr="\0\ud800" + "x" * 5000)))
 
-    assert found.error == "\N{REPLACEMENT CHARACTER}?" + "x" * (MAX_ERROR - 2)
+    assert found.error == "\N{REPLACEMENT CHARACTER}?" + "x" * (MAX_TEXT - 2)
 
 
 def test_a_handoff_names_the_agent() -> None:

@@ -19,7 +19,14 @@ from agents_pg_session.statements import Command, Key, Snapshotted, Step, Subjec
 from agents_pg_session.statements.postgres import changes, history, items
 from agents_pg_session.statements.postgres.append import append_sql
 from agents_pg_session.statements.postgres.locks import FENCE, FENCE_LENGTH, LOCK
-from agents_pg_session.statements.values import append_values, batch_values, label_values, note_values
+from agents_pg_session.statements.values import (
+    append_values,
+    batch_values,
+    label_values,
+    note_values,
+    record_values,
+    snapshot_values,
+)
 
 __all__ = ["PostgresStatements"]
 
@@ -78,20 +85,7 @@ class PostgresStatements:
         return self._write("fork", key, history.FORK, lambda: values, outcome=history.FORKED)
 
     def save(self, key: Key, snapshot: Snapshotted, labels: Labels, *, patient: bool = False) -> Write:
-        values = {
-            **label_values(labels),
-            **note_values(snapshot.notes),
-            "events": len(snapshot.notes) + 1,
-            "status": snapshot.status,
-            "expected_position": snapshot.expected and snapshot.expected[0],
-            "expected_count": snapshot.expected and snapshot.expected[1],
-            "kind": snapshot.kind,
-            "content": snapshot.content,
-            "through": snapshot.through,
-            "label": snapshot.label,
-            "snapshot_metadata": snapshot.metadata,
-            "run_id": snapshot.run_id,
-        }
+        values = {**snapshot_values(snapshot, labels), **note_values(snapshot.notes)}
         return self._write("save", key, changes.SAVE, lambda: values, outcome=items.HAPPENED, patient=patient)
 
     def claim(self, key: Key, kind: str, claim_id: str, seconds: float, *, patient: bool = False) -> Write:
@@ -112,17 +106,7 @@ class PostgresStatements:
         return self._write("release", key, changes.RELEASE, lambda: {"lease_id": lease_id})
 
     def record(self, key: Key, note: Note, labels: Labels, *, patient: bool = False) -> Write:
-        values = {
-            **label_values(labels),
-            "events": 1,
-            "status": None,
-            "expected_position": None,
-            "expected_count": None,
-            "kind": note.kind,
-            "run_id": note.run_id,
-            "event_agent": note.agent,
-            "payload": note.payload,
-        }
+        values = record_values(note, labels)
         return self._write("record", key, changes.RECORD, lambda: values, outcome=changes.RECORDED, patient=patient)
 
     def end(self, key: Key, status: str, *, patient: bool = False) -> Write:

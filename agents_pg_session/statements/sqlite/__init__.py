@@ -17,7 +17,7 @@ from agents_pg_session.statements import Command, Key, Snapshotted, Step, Subjec
 from agents_pg_session.statements.sqlite import changes, forks, history, items
 from agents_pg_session.statements.sqlite.append import append_steps, note_steps
 from agents_pg_session.statements.sqlite.words import OPENED, after
-from agents_pg_session.statements.values import label_values
+from agents_pg_session.statements.values import label_values, record_values, snapshot_values
 
 __all__ = ["SQLiteStatements"]
 
@@ -66,20 +66,7 @@ class SQLiteStatements:
 
     def save(self, key: Key, snapshot: Snapshotted, labels: Labels, *, patient: bool = False) -> Write:
         def compose(bound: Values) -> Iterable[Step]:
-            values = {
-                **bound,
-                **label_values(labels),
-                "events": len(snapshot.notes) + 1,
-                "status": snapshot.status,
-                "expected_position": snapshot.expected and snapshot.expected[0],
-                "expected_count": snapshot.expected and snapshot.expected[1],
-                "kind": snapshot.kind,
-                "content": snapshot.content,
-                "through": snapshot.through,
-                "label": snapshot.label,
-                "snapshot_metadata": snapshot.metadata,
-                "run_id": snapshot.run_id,
-            }
+            values = {**bound, **snapshot_values(snapshot, labels)}
             yield Step(clause(OPENED), values, decisive=True)
             yield from _each(changes.SNAPSHOT, values)
             yield from note_steps({**bound, "events": values["events"]}, snapshot.notes)
@@ -104,18 +91,7 @@ class SQLiteStatements:
         return self._write("release", key, changes.RELEASE, lease_id=lease_id)
 
     def record(self, key: Key, note: Note, labels: Labels, *, patient: bool = False) -> Write:
-        values = {
-            **label_values(labels),
-            "events": 1,
-            "status": None,
-            "expected_position": None,
-            "expected_count": None,
-            "kind": note.kind,
-            "run_id": note.run_id,
-            "event_agent": note.agent,
-            "payload": note.payload,
-        }
-        return self._write("record", key, (OPENED, *changes.RECORD), **values)
+        return self._write("record", key, (OPENED, *changes.RECORD), **record_values(note, labels))
 
     def end(self, key: Key, status: str, *, patient: bool = False) -> Write:
         return self._write("end", key, changes.END, status=status)

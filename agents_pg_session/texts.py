@@ -1,0 +1,40 @@
+"""Texts of others, errors above all, as our columns can hold them."""
+
+from __future__ import annotations
+
+from agents import UserError
+
+__all__ = ["MAX_TEXT", "cause_in_tool", "described", "stored_name", "stored_text"]
+
+#: Characters of an error's text that are kept.
+MAX_TEXT = 2000
+
+#: Bytes of a name that are kept: an agent's, as much as a label may have.
+MAX_NAME_BYTES = 512
+
+
+def described(error: BaseException) -> str:
+    """Return an error as "ValueError: no station in Paris", as text a column can hold."""
+    try:
+        message = str(error)
+    except Exception:
+        message = ""
+    kind = type(error).__name__
+    return stored_text(f"{kind}: {message}" if message else kind)
+
+
+def stored_text(text: str) -> str:
+    """Return *text* without what PostgreSQL cannot store, and not endlessly long."""
+    return text[:MAX_TEXT].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def stored_name(text: str) -> str:
+    """Return a name as a column with an index over it can hold it."""
+    return stored_text(text).encode()[:MAX_NAME_BYTES].decode("utf-8", "ignore")
+
+
+def cause_in_tool(tool: str, error: BaseException) -> BaseException:
+    """Return what the tool raised where the Runner wrapped it into an error of its own."""
+    name = tool.rpartition(".")[2]  # without its namespace
+    wrapped = isinstance(error, UserError) and str(error).startswith(f"Error running tool {name}:")
+    return error.__cause__ if wrapped and error.__cause__ is not None else error
