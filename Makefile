@@ -5,10 +5,11 @@ VENV := .venv
 FLOORS := .venv-floors
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+MINUTES ?= 30
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format suite test-floors lock build clean
+.PHONY: help demo test lint format suite test-floors faults soak lock build clean
 
 help: ## explain the targets
 	@echo "agents_pg_session: sessions for the OpenAI Agents SDK on PostgreSQL"
@@ -37,6 +38,12 @@ suite: $(VENV)/ready ## the suite on the newest dependencies (PYTEST_ARGS='-k na
 
 test-floors: $(FLOORS)/ready ## the suite on the oldest dependencies we accept, SQLAlchemy 2.0 among them
 	$(FLOORS)/bin/python -m pytest --ignore=tests/migrations/test_wheel.py --ignore=tests/postgres/test_plans.py $(PYTEST_ARGS)
+
+faults: $(VENV)/ready ## everything that can go wrong, thoroughly: every cut, crashes, failover, poolers, bad input
+	$(BIN)/python -m pytest tests/faults tests/hostile --thorough --timeout=3600 $(PYTEST_ARGS)
+
+soak: $(VENV)/ready ## mixed load with random faults for 30 minutes, then a recount (MINUTES=5 for less)
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
 
 lock: $(VENV)/ready ## choose versions anew: the newest for requirements/dev.txt, the oldest for floors.txt
 	$(BIN)/python -m pip install --quiet uv

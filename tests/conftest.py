@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import asyncpg
@@ -20,10 +21,13 @@ from sqlalchemy import make_url
 
 from agents_pg_session import PGSession, SessionStore
 from agents_pg_session.migrations import main as migrate
-from tests.server import Server, find_binaries
+from agents_pg_session.testing.server import Server, find_binaries
+from tests.tally import Tally
 
 SERVER_URL = pytest.StashKey[str]()
 SERVER = pytest.StashKey[Server]()
+VERSION = pytest.StashKey[str]()
+TALLY = pytest.StashKey[Tally]()
 BACKENDS = ("sqlite", "asyncpg", "psycopg")
 
 # Nothing here is about time: a slow machine is no failure.
@@ -31,8 +35,13 @@ settings.register_profile("suite", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("suite")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="every point, every crash, every case: `make faults`")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Start PostgreSQL before the first test, so that the header can say which one it is."""
+    config.stash[TALLY] = Tally()
     if config.option.collectonly:
         return
     if url := os.environ.get("AGENTS_PG_TEST_URL"):
@@ -47,10 +56,21 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     url = config.stash.get(SERVER_URL, None)
     if url is None:
-        return "PostgreSQL: none found; see tests/server.py for where it is looked for"
+        return "PostgreSQL: none found; see agents_pg_session/testing/server.py for where it is looked for"
     where = make_url(url).render_as_string(hide_password=True)
+    config.stash[VERSION] = str(asyncio.run(_ask(url, "SHOW server_version")))
     origin = "AGENTS_PG_TEST_URL" if SERVER not in config.stash else f"started from {config.stash[SERVER].binaries}"
-    return f"PostgreSQL {asyncio.run(_ask(url, 'SHOW server_version'))} at {where} ({origin})"
+    return f"PostgreSQL {config.stash[VERSION]} at {where} ({origin})"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what the harnesses counted."""
+    packages = ("openai-agents", "sqlalchemy", "asyncpg", "psycopg")
+    versions = [f"PostgreSQL {config.stash.get(VERSION, '?')}", *(f"{name} {version(name)}" for name in packages)]
+    for number, line in enumerate(config.stash[TALLY].lines(", ".join(versions))):
+        if number == 0:
+            terminalreporter.section("what the harnesses counted")
+        terminalreporter.write_line(line)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -67,10 +87,22 @@ async def _ask(url: str, sql: str) -> object:
 
 
 @pytest.fixture(scope="session")
+def thorough(pytestconfig: pytest.Config) -> bool:
+    """Whether the harnesses try everything (`make faults`) or a sample that fits into the suite."""
+    return bool(pytestconfig.option.thorough)
+
+
+@pytest.fixture(scope="session")
+def tally(pytestconfig: pytest.Config) -> Tally:
+    """Where the harnesses count what they tried."""
+    return pytestconfig.stash[TALLY]
+
+
+@pytest.fixture(scope="session")
 def server_url(pytestconfig: pytest.Config) -> str:
     """The server's maintenance database."""
     url = pytestconfig.stash.get(SERVER_URL, None)
-    assert url is not None, "no PostgreSQL was found; tests/server.py says where it is looked for"
+    assert url is not None, "no PostgreSQL was found; agents_pg_session.testing.server says where it looks"
     return url
 
 
@@ -78,7 +110,7 @@ def server_url(pytestconfig: pytest.Config) -> str:
 def binaries(pytestconfig: pytest.Config) -> Path:
     """A folder with PostgreSQL's own programs, psql among them."""
     folder = pytestconfig.stash[SERVER].binaries if SERVER in pytestconfig.stash else find_binaries()
-    assert folder is not None, "no PostgreSQL was found; tests/server.py says where it is looked for"
+    assert folder is not None, "no PostgreSQL was found; agents_pg_session.testing.server says where it looks"
     return folder
 
 

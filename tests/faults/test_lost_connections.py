@@ -11,12 +11,12 @@ from sqlalchemy import URL, make_url
 
 from agents_pg_session import PGSession, SessionStore, StorageUnavailable
 from agents_pg_session.projection import Item
+from agents_pg_session.testing.proxy import ANSWER, BEFORE, SENT, STALL, Fault, Proxy
 from agents_pg_session.wire import hang_up
 from tests.items import user
-from tests.proxy import Fault, Proxy
 
 HISTORY = [user("1"), user("2")]
-FAULTS: list[Fault] = ["before", "sent", "answer"]
+FAULTS = [pytest.param(BEFORE, id="before"), pytest.param(SENT, id="sent"), pytest.param(ANSWER, id="answer")]
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ async def test_a_committed_append_is_found_although_it_was_taken_out_since(
     """Somebody popped or cleared what the lost try had appended, before the retry looked: it is not appended again."""
     async with SessionStore.open(postgres_url) as elsewhere:
         other = elsewhere.session(session.session_id)
-        proxy.fault = "answer"
+        proxy.fault = ANSWER
         proxy.refusing = True
         appending = asyncio.ensure_future(session.add_items([user("once")]))
         await until(lambda: has(other, [*HISTORY, user("once")]))
@@ -123,7 +123,7 @@ async def test_a_try_that_arrives_late_changes_nothing(
             "pop": session.pop_item,
             "clear": session.clear_session,
         }
-        proxy.fault = "stall"
+        proxy.fault = STALL
         await work[verb]()
         after = await session.get_items()
         await session.add_items([user("later")])
@@ -160,7 +160,7 @@ async def test_beyond_the_budget_it_says_so(
         session = store.session(new_id())
         await session.add_items([user("1")])
         proxy.refusing = True
-        proxy.fault = "answer"
+        proxy.fault = ANSWER
         with pytest.raises(StorageUnavailable, match=r"unavailable for 0\.5 s .* once, whole, or not at all"):
             await session.add_items([user("secret")])
         with pytest.raises(StorageUnavailable, match=r"append on session .*nothing was written"):
@@ -199,7 +199,7 @@ async def test_a_frozen_server_is_given_up_within_the_budget(url: URL, proxy: Pr
     async with SessionStore.open(url, retry_for=1, command_timeout=5) as store:
         session = store.session(new_id())
         await session.add_items([user("1")])
-        proxy.fault = "stall"
+        proxy.fault = STALL
         with pytest.raises(StorageUnavailable, match="no answer in time"):
             async with asyncio.timeout(10):
                 await session.get_items()
@@ -221,7 +221,7 @@ async def test_a_refused_recovery_still_says_that_the_append_is_in_doubt(
         session = store.session(new_id())
         await session.add_items([user("1")])
         await observer.execute(f"ALTER ROLE {role} NOLOGIN")
-        proxy.fault = "answer"
+        proxy.fault = ANSWER
         with pytest.raises(StorageUnavailable, match=r"does not let us in .* once, whole, or not at all"):
             await session.add_items([user("2")])
         await observer.execute(f"ALTER ROLE {role} LOGIN")
@@ -237,7 +237,7 @@ async def test_a_task_that_was_cancelled_can_still_read(session: PGSession, prox
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
-            proxy.fault = "answer"
+            proxy.fault = ANSWER
         return await session.get_items()
 
     task = asyncio.ensure_future(work())
@@ -267,7 +267,7 @@ async def test_a_read_can_be_cancelled_while_the_server_is_frozen(
     async with SessionStore.open(url, retry_for=60, command_timeout=1) as store:
         session = store.session(new_id())
         await session.add_items([user("1")])
-        proxy.fault = "stall"
+        proxy.fault = STALL
         reading = asyncio.ensure_future(session.get_items())
         await asyncio.sleep(0.1)
         reading.cancel()

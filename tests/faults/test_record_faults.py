@@ -23,11 +23,11 @@ from agents_pg_session import (
     SessionStore,
     StorageUnavailable,
 )
+from agents_pg_session.testing.proxy import ANSWER, BEFORE, SENT, STALL, Fault, Proxy
 from tests.acceptance.agents_for_tests import QUIET, calls, says, scripted
 from tests.items import assistant, call, output, user
-from tests.proxy import Fault, Proxy
 
-FAULTS: list[Fault] = ["before", "sent", "answer"]
+FAULTS = [pytest.param(BEFORE, id="before"), pytest.param(SENT, id="sent"), pytest.param(ANSWER, id="answer")]
 FAILED = "An error occurred while running the tool. Please try again."
 HISTORY = [user("1"), call("c1"), output("c1"), call("c2"), assistant("2")]
 
@@ -282,7 +282,7 @@ async def test_a_cut_verb_on_a_session_that_is_not_there_makes_none(
     """What has nothing to change changes nothing, says so as in peace, and leaves no session behind."""
     said: list[object] = []
     for each in (twin, session):
-        proxy.fault = "answer" if each is session else None
+        proxy.fault = ANSWER if each is session else None
         try:
             said.append(await ON_NOTHING[verb](each))
         except SessionError as error:
@@ -304,7 +304,7 @@ async def test_who_is_cancelled_leaves_nothing_behind(
         await session.add_items(HISTORY)
 
         def stall() -> None:
-            proxy.fault = "stall"
+            proxy.fault = STALL
 
         working = asyncio.ensure_future(VERBS[verb](session, stall))
         while proxy.faults == 0:
@@ -426,7 +426,7 @@ async def test_a_compaction_whose_process_dies_leaves_the_old_history_or_the_new
         proxy.refusing = False
 
         # A statement that was sent when its connection died may or may not have reached the server.
-        left = {"before": [old], "sent": [old, new], "answer": [new]}
+        left = {BEFORE: [old], SENT: [old, new], ANSWER: [new]}
         assert await known(observer, session) in left[fault]
 
 
@@ -497,7 +497,7 @@ async def test_a_worker_cut_off_in_its_claim_has_it(session: PGSession, twin: PG
     await paused(session)
     await paused(twin)
     await twin.resume(scripted())
-    proxy.fault = "answer"
+    proxy.fault = ANSWER
     state = await session.resume(scripted())
 
     assert proxy.faults == 1

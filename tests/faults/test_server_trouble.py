@@ -11,15 +11,15 @@ from sqlalchemy import make_url
 
 from agents_pg_session import SessionError, SessionStore, StorageUnavailable
 from agents_pg_session.migrations import main as migrate
+from agents_pg_session.testing.server import Server, find_binaries
 from tests.items import item, user
-from tests.server import Server, find_binaries
 
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[Server]:
     """A server that a test may kill."""
     binaries = find_binaries()
-    assert binaries is not None, "no PostgreSQL was found; tests/server.py says where it is looked for"
+    assert binaries is not None, "no PostgreSQL was found; agents_pg_session.testing.server says where it looks"
     server = Server(binaries)
     server.start()
     migrate(["-x", f"url={server.url}", "upgrade", "head"])

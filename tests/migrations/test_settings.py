@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import make_url
 
 from agents_pg_session.migrations import main as migrate
+from agents_pg_session.testing.server import Server
 from tests.migrations.actions import ALEMBIC, MIGRATIONS, ROOT, check, execute, run
 from tests.migrations.catalog import of_postgres
-from tests.server import Server
 
 SECRET = "5ecret-p4ss"
 

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 from sqlalchemy import make_url
 
-from tests.proxy import Proxy
+from agents_pg_session.testing.proxy import Proxy
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from sqlalchemy import make_url
 
 from agents_pg_session import PGSession, SessionStore
 from agents_pg_session.projection import Item
+from agents_pg_session.testing.proxy import Proxy
 from tests.acceptance.agents_for_tests import QUIET, calls, says, scripted
 from tests.items import assistant, call, output, user
-from tests.proxy import Proxy
 
 
 class Counting(PGSession):

@@ -9,8 +9,8 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from agents_pg_session import PGSession, SessionStore
+from agents_pg_session.testing.proxy import Proxy
 from tests.items import assistant, call, output, user
-from tests.proxy import Proxy
 
 TURN = [call("c1"), output("c1"), call("c2"), assistant("done")]
 VERBS: dict[str, Callable[[SessionStore, PGSession], Awaitable[object]]] = {
