@@ -83,10 +83,12 @@ _STATUS_AT = (
     f"                      THEN {_STATUS} ELSE s.status END"
 )
 # Without a row to lock, only a guard that expects nothing holds; and a run that only says its last words makes none.
+# (Locked while looking: a delete that this waits for takes the row that the snapshot still shows.)
 _ABSENT = """
      WHERE (CAST(:count AS bigint) > 0 AND coalesce(CAST(:guard_position AS bigint), 0) = 0
             AND CAST(:guard_lease AS uuid) IS NULL)
-        OR EXISTS (SELECT FROM {schema}sessions WHERE tenant_id = :tenant_id AND session_id = :session_id)"""
+        OR EXISTS (SELECT FROM {schema}sessions WHERE tenant_id = :tenant_id AND session_id = :session_id
+                      FOR UPDATE)"""
 
 # The items travel as one JSON array, whose elements come out verbatim; as text, because an engine may have a JSON codec
 # of its own.
