@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from uuid import uuid4
 
 from sqlalchemy import Connection, Row, text
@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from agents_pg_session.errors import SchemaOutdated, SessionClosed, SessionError, StorageUnavailable
-from agents_pg_session.failures import Verdict, cause_to_show, describe, judge, sqlstate_of
+from agents_pg_session.failures import STALE_PLAN, Verdict, cause_to_show, describe, judge, sqlstate_of
 from agents_pg_session.patience import Budget, TimeLimit, cancellations, settled
 from agents_pg_session.pools import Engines
 from agents_pg_session.schema import UPGRADE_COMMAND, checked_schema, create
@@ -27,6 +27,7 @@ from agents_pg_session.statements import Command, Statements, Step, Subject, Wri
 from agents_pg_session.statements.postgres import PostgresStatements
 from agents_pg_session.statements.reads import Reads
 from agents_pg_session.statements.sqlite import SQLiteStatements
+from agents_pg_session.texts import shown
 
 __all__ = ["COMMAND_TIMEOUT", "RETRY_FOR", "Database"]
 
@@ -38,11 +39,15 @@ RETRY_FOR = 15.0
 #: Seconds one try of a statement may take before its connection is given up and the verb tries again.
 COMMAND_TIMEOUT = 10.0
 
+#: What is longer counts as so long: thirty years.
+MAX_SECONDS = 1e9
+
 #: What an error adds when nobody could find out what became of a try.
 IN_DOUBT = "; the answer was lost, so it has taken effect once, whole, or not at all"
 
-#: The server cannot write: a standby, or a primary that was demoted. The next connection may find the new primary.
-READ_ONLY = "25006"
+#: What another connection may do, where trying again on this one would not: the server cannot write (a standby, or a
+#: primary that was demoted), or this connection has prepared its statements over columns that have changed since.
+ON_ANOTHER_CONNECTION = frozenset({"25006", STALE_PLAN})
 
 Rows = Sequence[Row[Any]]
 _T = TypeVar("_T")
@@ -78,6 +83,10 @@ class Database:
         self._closed = False
         self._retry_for = _positive("retry_for", retry_for)
         self._command_timeout = _positive("command_timeout", command_timeout)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled, and with it every store and handle: connections do not travel."""
+        raise TypeError("a store or a session cannot be pickled: send the database's URL and the session id instead")
 
     @property
     def engine(self) -> AsyncEngine:
@@ -190,8 +199,14 @@ class Database:
         """Return the rows of a try whose answer was lost, if it took effect; afterwards it never can."""
         assert write.fence is not None, "only PostgreSQL can lose an answer"
         assert write.outcome is not None, "what can be in doubt can be asked about"
-        await self._attempt(write.fence(operation_id), budget)
-        return await self._attempt(write.outcome(operation_id), budget)
+        fence, outcome = write.fence(operation_id), write.outcome(operation_id)
+
+        async def on_one_connection(connection: AsyncConnection) -> Rows:
+            # With several hosts, another connection of the pool may lead to a standby, which has not seen it all yet.
+            await _run(connection, fence.steps)
+            return await _run(connection, outcome.steps)
+
+        return await self._on_connection(fence, budget, on_one_connection)
 
     async def _persist(self, attempt: Callable[[], Awaitable[_T]], budget: Budget, subject: Subject) -> _T:
         """Make one attempt, then more with growing pauses as long as the failure may pass and the budget lasts."""
@@ -241,7 +256,7 @@ class Database:
             except Exception as failure:
                 error = self._told(failure, sent=sent, in_time=not limit.reached)
                 verdict = judge(error, sent=sent)
-                if connection is not None and (verdict is Verdict.DOUBT or sqlstate_of(error) == READ_ONLY):
+                if connection is not None and (verdict is Verdict.DOUBT or sqlstate_of(error) in ON_ANOTHER_CONNECTION):
                     await connection.invalidate()
                 if cancellations() > cancelled_before:
                     raise asyncio.CancelledError from failure  # the driver told its own story on the way out
@@ -251,7 +266,7 @@ class Database:
             finally:
                 limit.stop()
                 if connection is not None:
-                    await self._give_back(connection)
+                    await self._give_back(connection, ready=sent)
 
     def _told(self, failure: Exception, *, sent: bool, in_time: bool) -> Exception:
         """Say what a failure was about, where the driver does not: hanging up looks like a lost connection to it."""
@@ -261,9 +276,11 @@ class Database:
             return TimeoutError("no connection in time: the server does not answer, or the whole pool is in use")
         return failure
 
-    async def _give_back(self, connection: AsyncConnection) -> None:
+    async def _give_back(self, connection: AsyncConnection, *, ready: bool) -> None:
         """Return a connection to its pool: without a pause, unless there is something to end, and then undisturbed."""
-        if self._closed:  # its pool is gone: nobody else would close it
+        # Its pool is gone, so nobody else would close it. Or setting its isolation level was interrupted: nobody would
+        # set it back, and what the next verb writes would wait for a COMMIT that never comes.
+        if self._closed or not ready:
             await connection.invalidate()
         closing = connection.close()
         await (asyncio.shield(closing) if connection.invalidated or cancellations() else closing)
@@ -291,8 +308,9 @@ class Database:
                     f"{what}: {describe(error)}; run `{UPGRADE_COMMAND}`", sqlstate=sqlstate_of(error)
                 )
             case Verdict.CONFIGURATION:
-                message = f"{what}: {self._place()} does not let us in ({describe(error)}); check the database URL"
-                return StorageUnavailable(message, sqlstate=sqlstate_of(error))
+                why = f"{self._place()} does not let us in ({describe(error)})"
+                hint = "check the database URL and engine_kwargs"
+                return StorageUnavailable(f"{what}: {why}; {hint}", sqlstate=sqlstate_of(error))
             case Verdict.UNPREPARED:
                 hint = "behind PgBouncer in transaction mode, open the store with pgbouncer=True"
                 return SessionError(f"{what}: {describe(error)}; {hint}", sqlstate=sqlstate_of(error))
@@ -353,6 +371,6 @@ def _log_retry(what: Subject, state: RetryCallState) -> None:
 
 
 def _positive(name: str, seconds: float) -> float:
-    if not isinstance(seconds, int | float) or not seconds > 0:
-        raise ValueError(f"{name} must be a positive number of seconds, not {seconds!r}")
-    return float(seconds)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise ValueError(f"{name} must be a positive number of seconds, not {shown(seconds)}")
+    return float(min(seconds, MAX_SECONDS))

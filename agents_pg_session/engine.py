@@ -13,13 +13,15 @@ from typing import Any
 
 from sqlalchemy import event, make_url
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool
 
+from agents_pg_session.texts import described, shown
 from agents_pg_session.urls import WITHOUT_PREPARED_STATEMENTS, engine_url
-from agents_pg_session.wire import connect_in_turn
+from agents_pg_session.wire import connect_in_turn, connect_or_let_go
 
-__all__ = ["create_engine", "memory_keeper", "named_memory_url"]
+__all__ = ["checked_settings", "create_engine", "memory_keeper", "named_memory_url"]
 
 APPLICATION_NAME = "agents_pg_session"
 
@@ -59,31 +61,51 @@ def create_engine(
     Raises `ValueError` for a URL that cannot work, naming what to write.
     """
     parsed, url_arguments = engine_url(url)
-    overrides = dict(engine_kwargs or {})
-    if "isolation_level" in {**overrides, **(overrides.get("execution_options") or {})}:
+    overrides = checked_settings("engine_kwargs", engine_kwargs)
+    if "isolation_level" in {**overrides, **checked_settings("execution_options", overrides.get("execution_options"))}:
         raise ValueError("engine_kwargs cannot set an isolation_level: each call is one statement in autocommit")
     is_sqlite = parsed.get_backend_name() == "sqlite"
     connect_args = {} if is_sqlite else _postgres_arguments(parsed.drivername)
     connect_args |= WITHOUT_PREPARED_STATEMENTS[parsed.drivername] if pgbouncer and not is_sqlite else {}
-    connect_args = _merged(_merged(connect_args, url_arguments), overrides.pop("connect_args", None) or {})
+    connect_args = _merged(
+        _merged(connect_args, url_arguments), checked_settings("connect_args", overrides.pop("connect_args", None))
+    )
 
     pool_class = overrides.get("poolclass")
+    if pool_class is not None and not (isinstance(pool_class, type) and issubclass(pool_class, Pool)):
+        raise ValueError(f"poolclass in engine_kwargs must be a pool of SQLAlchemy, not {shown(pool_class)}")
     queued = pool_class is None or issubclass(pool_class, AsyncAdaptedQueuePool)
     settings: dict[str, Any] = dict(POOL) if queued and not _is_private_memory(parsed) else {}
     settings["isolation_level"] = isolation_level
     if parsed.drivername == "postgresql+psycopg":
         settings["use_native_hstore"] = False  # we have no hstore: asking the server for it costs a connection 2 trips
     settings["hide_parameters"] = True  # an error or a log line never shows an item
-    engine = create_async_engine(parsed, connect_args=connect_args, **(settings | overrides))
+    try:
+        engine = create_async_engine(parsed, connect_args=connect_args, **(settings | overrides))
+    except (ArgumentError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"the database URL or engine_kwargs cannot be used: {described(error)[:300]}") from None
     if is_sqlite:
         event.listen(engine.sync_engine, "connect", _tune_sqlite)
     return engine
 
 
+def checked_settings(name: str, value: object) -> dict[str, Any]:
+    """Return named settings as a dict of their own; raise `ValueError` for anything else."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} must be a dict of names and values, not {shown(value)}")
+    return dict(value)
+
+
 def _postgres_arguments(drivername: str) -> dict[str, Any]:
     """What we ask of a driver. Nothing here is refused by PgBouncer at connect (it passes application_name)."""
     if drivername == "postgresql+psycopg":
-        return {"application_name": APPLICATION_NAME, "connect_timeout": int(CONNECT_TIMEOUT)}
+        return {
+            "application_name": APPLICATION_NAME,
+            "connect_timeout": int(CONNECT_TIMEOUT),
+            "async_creator_fn": connect_or_let_go,
+        }
     return {
         "timeout": CONNECT_TIMEOUT,
         "server_settings": {"application_name": APPLICATION_NAME},
@@ -94,7 +116,10 @@ def _postgres_arguments(drivername: str) -> dict[str, Any]:
 def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**base, **more}
     if "server_settings" in base and "server_settings" in more:
-        merged["server_settings"] = {**base["server_settings"], **more["server_settings"]}
+        merged["server_settings"] = {
+            **base["server_settings"],
+            **checked_settings("server_settings", more["server_settings"]),
+        }
     return merged
 
 

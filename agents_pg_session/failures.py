@@ -7,13 +7,15 @@ of PostgreSQL (https://www.postgresql.org/docs/current/errcodes-appendix.html) a
 
 from __future__ import annotations
 
+import re
+import sqlite3
 import ssl
 from enum import Enum, auto
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-__all__ = ["Verdict", "cause_to_show", "describe", "driver_error", "judge", "sqlstate_of"]
+__all__ = ["STALE_PLAN", "Verdict", "cause_to_show", "describe", "driver_error", "judge", "sqlstate_of"]
 
 
 class Verdict(Enum):
@@ -29,8 +31,11 @@ class Verdict(Enum):
     FOREIGN = auto()  #: not the database's doing: it goes on as it is
 
 
+#: Somebody changed the type of a column under a prepared statement (or, from others, a feature that is not there).
+STALE_PLAN = "0A000"
+
 _BY_SQLSTATE = {
-    "0A000": Verdict.REFUSED,
+    STALE_PLAN: Verdict.REFUSED,
     "25006": Verdict.RETRY,  # read only: a standby, or a primary that has just been demoted
     "25P02": Verdict.DOUBT,
     "25P03": Verdict.DOUBT,  # a transaction was idle for too long, and its connection is gone
@@ -56,26 +61,49 @@ _BY_CLASS = {
     "57": Verdict.DOUBT,
 }
 _SQLITE_BUSY, _SQLITE_LOCKED = 5, 6
+_UNDECODABLE = "Could not decode to UTF-8"
+
+#: What Python raises where a driver is told to connect in a way it cannot: an unknown argument, a port no machine has.
+_UNUSABLE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+
+#: How a login is refused for good where no SQLSTATE says so: PgBouncer says 08P01 of everything it refuses, and libpq
+#: passes no code of a failed login on.
+_LOGIN_REFUSED = re.compile(
+    r'unsupported startup parameter|(?:password|SASL) authentication failed|(?:database|role) ".*" does not exist'
+)
+
+#: Another client's statement stands under the name of ours, and takes another number of values.
+_ANOTHERS_STATEMENT = "bind message supplies"
 
 
 def judge(error: BaseException, *, sent: bool) -> Verdict:
     """Return what *error* means; *sent* tells whether a statement was under way or only a connection being made."""
     verdict = _judge(error)
-    return Verdict.RETRY if verdict is Verdict.DOUBT and not sent else verdict
+    if not sent and verdict is Verdict.FOREIGN and isinstance(error, _UNUSABLE):
+        return Verdict.CONFIGURATION
+    if not sent and verdict is Verdict.DOUBT:
+        return Verdict.CONFIGURATION if _LOGIN_REFUSED.search(str(driver_error(error))) else Verdict.RETRY
+    return verdict
 
 
 def _judge(error: BaseException) -> Verdict:
     if isinstance(error, RuntimeError) and "loop" in str(error):
         return Verdict.WRONG_LOOP
+    if isinstance(error, NotImplementedError) and "DateStyle" in str(error):
+        return Verdict.REFUSED  # psycopg reads times in the ISO style only
     cause = driver_error(error)
     if (code := sqlstate_of(error)) is not None:
-        if code == "0A000" and "cached plan" in str(cause):
-            return Verdict.RETRY  # somebody migrated: SQLAlchemy has dropped its caches by now
+        if code == STALE_PLAN and "cached" in str(cause):  # "cached plan …"; asyncpg: "cached statement plan …"
+            return Verdict.RETRY
+        if code == "08P01" and str(cause).startswith(_ANOTHERS_STATEMENT):
+            return Verdict.UNPREPARED
         return _BY_SQLSTATE.get(code) or _BY_CLASS.get(code[:2], Verdict.REFUSED)
     if (sqlite_code := getattr(cause, "sqlite_errorcode", None)) is not None:
         if sqlite_code & 0xFF in (_SQLITE_BUSY, _SQLITE_LOCKED):
             return Verdict.RETRY
         return Verdict.OUTDATED if "no such" in str(cause) else Verdict.REFUSED
+    if isinstance(cause, sqlite3.Error) and _UNDECODABLE in str(cause):
+        return Verdict.REFUSED  # a row that was edited by hand holds bytes where text belongs
     if isinstance(error, PoolTimeout):
         return Verdict.RETRY
     if _is_configuration(cause):
@@ -135,5 +163,6 @@ def describe(error: BaseException) -> str:
     if isinstance(cause, TimeoutError) and not lines:
         return "no answer in time"
     said = lines[0].strip() if lines else ""
+    said = said.partition(" with text")[0] if _UNDECODABLE in said else said  # that text is the row's
     code = sqlstate_of(error)
     return f"{type(cause).__name__}{f' {code}' if code else ''}{f': {said}' if said else ''}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agents.memory import SessionSettings
@@ -11,16 +11,21 @@ from agents.memory import SessionSettings
 from agents_pg_session.entries import Labels
 from agents_pg_session.errors import InvalidItem
 from agents_pg_session.projection import encode
+from agents_pg_session.texts import shown
+from agents_pg_session.windows import Window
 
 __all__ = [
+    "LONGEST",
     "MAX_ID_BYTES",
     "checked_filters",
+    "checked_flag",
     "checked_id",
     "checked_labels",
     "checked_number",
     "checked_seconds",
     "checked_settings",
     "checked_text",
+    "checked_window",
     "metadata_text",
 ]
 
@@ -62,15 +67,31 @@ def checked_filters(**filters: str | None) -> dict[str, str | None]:
 def checked_number(name: str, value: object, *, least: int = 0) -> int:
     """Return *value* if it is a whole number from *least* to what a bigint holds, else raise `ValueError`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-        raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
+        raise ValueError(f"{name} must be a whole number from {least} to 2^63 - 1, not {shown(value)}")
     return value
 
 
 def checked_seconds(name: str, value: object) -> float:
     """Return *value* if it is a number of seconds a lease or a claim can last, else raise `ValueError`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST:
-        raise ValueError(f"{name} must be a positive number of seconds, a year at most, not {value!r}")
+        raise ValueError(f"{name} must be a positive number of seconds, a year at most, not {shown(value)}")
     return float(value)
+
+
+def checked_flag(name: str, value: object) -> bool:
+    """Return *value* if it is True or False, else raise `ValueError`: nothing else may widen what is asked for."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, not {shown(value)}")
+    return value
+
+
+def checked_window(value: object) -> Window | None:
+    """Return *value* if it is a window of this package, or none, else raise `ValueError`."""
+    if value is not None and not isinstance(value, Window):
+        raise ValueError(f"window must be a Window, not {type(value).__name__}: Window(turns=10)")
+    if value is not None and value.summary is not None:
+        checked_text("the kind of the window's summary", value.summary)
+    return value
 
 
 def checked_labels(agent: str | None, user_id: str | None, metadata: Mapping[str, Any] | None) -> Labels:
@@ -85,7 +106,11 @@ def checked_labels(agent: str | None, user_id: str | None, metadata: Mapping[str
 def checked_settings(value: SessionSettings | dict[str, Any] | None) -> SessionSettings | None:
     """Return the SDK's settings, from a dict too, or raise `ValueError`."""
     if isinstance(value, dict):
-        value = SessionSettings(**value)
+        try:
+            value = SessionSettings(**value)
+        except (TypeError, ValueError) as error:
+            why = str(error).partition("\n")[0][:200]
+            raise ValueError(f"session_settings is not what SessionSettings takes: {why}") from None
     if value is not None and not hasattr(value, "limit"):
         raise ValueError(f"session_settings must be SessionSettings or a dict, not {type(value).__name__}")
     return value
@@ -96,18 +121,23 @@ def metadata_text(metadata: Mapping[str, Any]) -> str:
     if not isinstance(metadata, Mapping):
         raise InvalidItem(f"metadata must be a dict, not {type(metadata).__name__}")
     text = encode(dict(metadata), place="metadata")
-    if not _fits_jsonb(json.loads(text)):
+    if not all(map(_fits_jsonb, _texts(json.loads(text)))):
         raise InvalidItem("metadata contains NUL or a lone surrogate, which jsonb cannot hold")
     return text
 
 
-def _fits_jsonb(value: object) -> bool:
-    match value:
-        case str():
-            return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
-        case dict():
-            return all(_fits_jsonb(each) for pair in value.items() for each in pair)
-        case list():
-            return all(map(_fits_jsonb, value))
-        case _:
-            return True
+def _texts(value: object) -> Iterator[str]:
+    """Yield every text in a JSON value, keys too; without recursion, for it may be as deep as the decoder allows."""
+    waiting = [value]
+    while waiting:
+        match each := waiting.pop():
+            case str():
+                yield each
+            case dict():
+                waiting += [*each, *each.values()]
+            case list():
+                waiting += each
+
+
+def _fits_jsonb(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

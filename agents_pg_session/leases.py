@@ -15,9 +15,10 @@ from uuid import uuid4
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_random_exponential
 
 from agents_pg_session.errors import SessionConflict, SessionError
-from agents_pg_session.labels import checked_seconds
+from agents_pg_session.labels import LONGEST, checked_seconds
 from agents_pg_session.ledgers.items import Items
 from agents_pg_session.ledgers.scope import Scope
+from agents_pg_session.texts import shown
 
 __all__ = ["Exclusive"]
 
@@ -31,11 +32,11 @@ class Exclusive(Generic[_Session]):
 
     def __init__(self, session: _Session, scope: Scope, items: Items, *, wait: float, lease_for: float) -> None:
         if isinstance(wait, bool) or not isinstance(wait, int | float) or not wait >= 0:
-            raise ValueError(f"wait must be a number of seconds, zero or more, not {wait!r}")
+            raise ValueError(f"wait must be a number of seconds, zero or more, not {shown(wait)}")
         self._session = session
         self._scope = scope
         self._items = items
-        self._wait = wait
+        self._wait = float(min(wait, LONGEST))
         self._lease_for = checked_seconds("lease_for", lease_for)
         self._lease_id = str(uuid4())
         self._lost = False

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from agents_pg_session.records import Page
+from agents_pg_session.texts import shown
 
 __all__ = ["MAX_PAGE", "checked_limit", "page", "read_cursor"]
 
@@ -26,7 +27,7 @@ Key = Sequence[object]
 def checked_limit(limit: int) -> int:
     """Return *limit* if a page may have so many records, else raise `ValueError`."""
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MAX_PAGE:
-        raise ValueError(f"limit must be a whole number from 1 to {MAX_PAGE}, not {limit!r}")
+        raise ValueError(f"limit must be a whole number from 1 to {MAX_PAGE}, not {shown(limit)}")
     return limit
 
 
@@ -46,7 +47,7 @@ def read_cursor(of: str, cursor: str | None, *kinds: type) -> list[object] | Non
             raise ValueError
         return [_value(value, kind) for value, kind in zip(values[1:], kinds, strict=True)]
     except (ValueError, AttributeError, RecursionError):
-        raise ValueError(f"after must be the cursor of a page of this same list, not {str(cursor)[:80]!r}") from None
+        raise ValueError(f"after must be the cursor of a page of this same list, not {shown(cursor)}") from None
 
 
 def _cursor(key: Key) -> str:

@@ -13,6 +13,7 @@ from agents import Agent, RunState
 from agents_pg_session.errors import SessionConflict, SnapshotNotFound
 from agents_pg_session.labels import checked_seconds
 from agents_pg_session.ledgers.items import Items
+from agents_pg_session.ledgers.mapping import readable
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.ledgers.snapshots import RUN_STATE, Snapshots
 from agents_pg_session.projection import encode_value
@@ -32,7 +33,9 @@ async def pause(
     snapshots: Snapshots, book: RunBook, result: RunResultBase | RunState[Any, Any], options: dict[str, Any]
 ) -> int:
     """Store a paused run, mark the session waiting and its run interrupted, in one statement."""
-    state: RunState[Any, Any] = result if isinstance(result, RunState) else result.to_state()  # type: ignore[attr-defined]
+    if not isinstance(result, RunState) and not hasattr(result, "to_state"):
+        raise ValueError(f"result must be what Runner.run returned, or its RunState, not {type(result).__name__}")
+    state: RunState[Any, Any] = result if isinstance(result, RunState) else result.to_state()
     asked = [_approval(item) for item in state.get_interruptions()]
     if not asked:
         raise ValueError("this run does not wait for an approval: there is nothing to pause")
@@ -82,7 +85,9 @@ async def resume(
             "resumed only where it stopped"
         )
     try:
-        state: RunState[Any, Any] = await RunState.from_json(agent, json.loads(row.content), **options)
+        place = f"session {key.session_id!r}, snapshot {RUN_STATE!r} version {row.version}"
+        stored = readable(place, "content", _state, row.content)
+        state: RunState[Any, Any] = await RunState.from_json(agent, stored, **options)
     except BaseException:
         await claim.release()
         raise
@@ -91,6 +96,14 @@ async def resume(
     asked = [_approval(item) for item in state.get_interruptions()]
     book.resumes({each["call_id"]: each["tool_name"] for each in asked if each["call_id"] and each["tool_name"]})
     return state, claim
+
+
+def _state(content: str) -> dict[str, Any]:
+    """Return what `RunState.to_json` wrote; anything else was not written by `pause`."""
+    state = json.loads(content)
+    if not isinstance(state, dict) or "$schemaVersion" not in state:
+        raise ValueError("no state of a run")
+    return state
 
 
 class Claim:

@@ -111,7 +111,7 @@ def decode(text: str) -> Item | None:
     """Return the item that was stored as *text*; None for text that holds no JSON object (a hand-edited row)."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return cast("Item", value) if isinstance(value, dict) else None
 

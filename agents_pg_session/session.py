@@ -10,7 +10,7 @@ from agents import Agent, RunContextWrapper, RunHooks, RunState
 from agents.memory import SessionSettings
 
 from agents_pg_session.database import COMMAND_TIMEOUT, RETRY_FOR, Database
-from agents_pg_session.labels import checked_labels, checked_settings, checked_text
+from agents_pg_session.labels import checked_labels, checked_settings, checked_text, checked_window
 from agents_pg_session.leases import Exclusive
 from agents_pg_session.ledgers.control import Control
 from agents_pg_session.ledgers.events import Events
@@ -30,6 +30,7 @@ from agents_pg_session.sharing import shared_engines
 from agents_pg_session.statements import Key
 from agents_pg_session.summaries import summarize
 from agents_pg_session.tenants import Tenant, Whose
+from agents_pg_session.texts import shown
 from agents_pg_session.tracking import RunBook, TrackedRun
 from agents_pg_session.windows import Window
 
@@ -85,8 +86,6 @@ class PGSession:
         command_timeout: float = COMMAND_TIMEOUT,
     ) -> None:
         self.session_id = checked_text("session_id", session_id)
-        if window is not None and not isinstance(window, Window):
-            raise ValueError(f"window must be a Window, not {type(window).__name__}: Window(turns=10)")
         if isinstance(engine, Database):  # from a store or a URL
             self._database = engine
         else:
@@ -99,7 +98,7 @@ class PGSession:
             )
         self._owns_database = False
         self._whose = Whose(tenant, session_id)
-        self._window = window
+        self._window = checked_window(window)
         self._claim: Claim | None = None
         self._book = RunBook()
         scope = self._scope = Scope(self._database, self._whose.key, checked_labels(agent, user_id, metadata))
@@ -198,8 +197,8 @@ class PGSession:
         else:
             if limit is None and self.session_settings is not None:
                 limit = self.session_settings.limit
-            if limit is not None and (not isinstance(limit, int) or limit < 0):
-                raise ValueError(f"limit must be a whole number, zero or more, not {limit!r}")
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+                raise ValueError(f"limit must be a whole number, zero or more, not {shown(limit)}")
             items = await self._items.latest(key, limit)
         if run is not None:
             run.saw(items)

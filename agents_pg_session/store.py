@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from agents_pg_session.database import COMMAND_TIMEOUT, RETRY_FOR, Database
-from agents_pg_session.labels import checked_filters, checked_id, metadata_text
+from agents_pg_session.labels import checked_filters, checked_flag, checked_id, metadata_text
 from agents_pg_session.ledgers.mapping import session_info, sums, tool_run, waiting_run
 from agents_pg_session.ledgers.tool_runs import checked_status
 from agents_pg_session.paging import checked_limit, page, read_cursor
@@ -18,6 +18,7 @@ from agents_pg_session.records import Page, SessionInfo, StoreCheck, ToolRun, Us
 from agents_pg_session.schema import require_current
 from agents_pg_session.session import PGSession
 from agents_pg_session.tenants import Tenant
+from agents_pg_session.texts import shown
 from agents_pg_session.windows import Window
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class SessionStore:
     ) -> list[UsageOf]:
         """Return what runs that began in that time cost in tokens, by agent, user, tenant or day (UTC)."""
         if by not in ("agent", "user", "tenant", "day"):
-            raise ValueError(f'by must be "agent", "user", "tenant" or "day", not {by!r}')
+            raise ValueError(f'by must be "agent", "user", "tenant" or "day", not {shown(by)}')
         times = _checked_moment("since", since), _checked_moment("until", until)
         if isinstance(until, timedelta):
             raise ValueError("until must be a datetime: a timedelta reaches back from the present, as since does")
@@ -203,7 +204,7 @@ class SessionStore:
     def _whose(self, tenant: str, all_tenants: bool) -> str | None:
         """Return the tenant that is asked about; None for all of them, which has to be said by name."""
         self._database.require_open()
-        if all_tenants and tenant:
+        if checked_flag("all_tenants", all_tenants) and tenant:
             raise ValueError("tenant and all_tenants exclude each other")
         return None if all_tenants else checked_id("tenant", tenant)
 
@@ -248,12 +249,12 @@ class SessionStore:
 
 def _list_of(name: str, all_tenants: bool) -> str:
     """Return what a cursor calls its list: one of all tenants sorts otherwise."""
-    return f"{name} of all tenants" if all_tenants else name
+    return f"{name} of all tenants" if checked_flag("all_tenants", all_tenants) else name
 
 
 def _checked_moment(name: str, value: _Moment) -> _Moment:
     """Return a time that says which zone it is in, or a duration; raise `ValueError` for anything else."""
-    if isinstance(value, datetime) and value.tzinfo is None:
+    if isinstance(value, datetime) and value.utcoffset() is None:
         raise ValueError(f"{name} must be an aware datetime, with a time zone: datetime.now(timezone.utc)")
     if value is not None and not isinstance(value, datetime | timedelta):
         raise ValueError(f"{name} must be a datetime or a timedelta, not {type(value).__name__}")

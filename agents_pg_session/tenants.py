@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from agents import RunContextWrapper
 from agents_pg_session.errors import SessionError
 from agents_pg_session.labels import checked_id
 from agents_pg_session.statements import Key
+from agents_pg_session.texts import described, shown
 
 __all__ = ["Tenant", "Whose"]
 
@@ -44,9 +46,11 @@ class Whose:
             return self.key()
         where = f"session {self._session_id!r}: the run's context does not tell its tenant"
         try:
-            tenant = self._told(run)
+            tenant: object = self._told(run)
         except Exception as error:
-            raise SessionError(f"{where} ({type(error).__name__}: {error})") from error
+            raise SessionError(f"{where} ({described(error)})") from error
         if not isinstance(tenant, str) or not tenant:
-            raise SessionError(f"{where}, but {tenant!r}")
+            if inspect.iscoroutine(tenant):
+                tenant.close()  # an asynchronous function tells it too late
+            raise SessionError(f"{where}, but {shown(tenant)}")
         return Key(checked_id("tenant", tenant), self._session_id)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from agents import UserError
 
-__all__ = ["MAX_TEXT", "cause_in_tool", "described", "stored_name", "stored_text"]
+__all__ = ["MAX_TEXT", "cause_in_tool", "described", "shown", "stored_name", "stored_text"]
 
 #: Characters of an error's text that are kept.
 MAX_TEXT = 2000
+
+#: Characters of a value that an error shows.
+MAX_SHOWN = 80
 
 #: Bytes of a name that are kept: an agent's, as much as a label may have.
 MAX_NAME_BYTES = 512
@@ -21,6 +24,15 @@ def described(error: BaseException) -> str:
         message = ""
     kind = type(error).__name__
     return stored_text(f"{kind}: {message}" if message else kind)
+
+
+def shown(value: object) -> str:
+    """Return a value as an error tells of it, whatever it is: not endlessly long, and without failing itself."""
+    try:
+        text = repr(value)
+    except Exception:  # some objects have no words, and an integer may have more digits than Python prints
+        return f"something of type {type(value).__name__}"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def stored_text(text: str) -> str:

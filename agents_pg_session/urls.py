@@ -116,6 +116,8 @@ def _parsed(url: str | URL) -> URL:
         return url
     if not isinstance(url, str) or "://" not in url:
         raise ValueError(f"the database URL has no scheme; {_WRITE}")
+    if any("\ud800" <= character <= "\udfff" for character in url):
+        raise ValueError("the database URL holds a lone surrogate, which has no UTF-8: write such bytes as %XX")
     if not url.startswith("sqlite") and _STRAY_AT.match(url):
         raise ValueError("the database URL has one @ too many: write %40 for one inside a user name or password")
     if several := _SEVERAL_HOSTS.match(url):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from agents_pg_session.projection import Item
+from agents_pg_session.texts import shown
 
 __all__ = [
     "Placed",
@@ -91,9 +92,10 @@ class Window:
             )
         for name, count in (("items", self.items), ("turns", self.turns)):
             if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-                raise ValueError(f"{name} must be a whole number, one or more, not {count!r}: Window({name}=10)")
+                raise ValueError(f"{name} must be a whole number, one or more, not {shown(count)}: Window({name}=10)")
         if self.summary is not None and (not isinstance(self.summary, str) or not self.summary):
-            raise ValueError(f'summary must be a kind of snapshot, not {self.summary!r}: Window(summary="summary")')
+            what = shown(self.summary)
+            raise ValueError(f'summary must be a kind of snapshot, not {what}: Window(summary="summary")')
 
 
 def first_fetch(window: Window) -> int | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Row
@@ -19,12 +19,13 @@ from agents_pg_session.database import Rows
 from agents_pg_session.entries import Entry, Guard, compose
 from agents_pg_session.errors import SessionConflict
 from agents_pg_session.labels import checked_number
-from agents_pg_session.ledgers.mapping import moment
+from agents_pg_session.ledgers.mapping import moment, readable
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.paging import checked_limit
 from agents_pg_session.projection import Item, decode
 from agents_pg_session.records import StoredItem, Turn
 from agents_pg_session.statements import Key
+from agents_pg_session.texts import shown
 from agents_pg_session.tracking import TrackedRun
 from agents_pg_session.windows import Placed, Window, enough, first_fetch, select
 
@@ -38,6 +39,9 @@ _NO_MORE_THAN = 2**63 - 1
 #: Characters beyond ASCII, and letters that one of them folds to: the long s, the Kelvin sign, ligatures.
 _LOOSE = re.compile("[^ -~]|[sk]|f[fil]", re.IGNORECASE)
 
+#: Characters of a text that the database looks for (SQLite refuses longer patterns); all of them are compared here.
+_SOUGHT = 1000
+
 #: What an item says about itself, which nobody said.
 _UNSAID = frozenset({"type", "role", "status", "id", "call_id"})
 
@@ -47,7 +51,7 @@ class Items:
 
     def __init__(self, scope: Scope, *, expect: str | None = None) -> None:
         if expect not in (None, "unchanged"):
-            raise ValueError(f'expect must be "unchanged" or None, not {expect!r}')
+            raise ValueError(f'expect must be "unchanged" or None, not {shown(expect)}')
         self._scope = scope
         self._database = scope.database
         self._expecting = expect is not None
@@ -121,6 +125,7 @@ class Items:
         if window.summary is not None:
             return await self._since_summary(key, window, window.summary)
         fetch = first_fetch(window)
+        fetch = None if fetch is None else min(fetch, _NO_MORE_THAN)
         while True:
             rows = await self._read(key, fetch)
             placed = list(self._placed(key, rows))[::-1]
@@ -133,7 +138,8 @@ class Items:
         rows = await self._database.read(self._database.sql.since_summary(key, kind))
         self._saw(key, rows)
         content = rows[0].content
-        text = None if content is None else _text(json.loads(content))
+        place = f"session {key.session_id!r}, snapshot {kind!r} version {shown(rows[0].version)}"
+        text = None if content is None else _text(readable(place, "content", json.loads, content))
         return text, list(self._placed(key, [row for row in rows if row.position is not None]))[::-1]
 
     async def pop(self, key: Key) -> Item | None:
@@ -249,12 +255,13 @@ class Items:
     def _placed(self, key: Key, rows: Rows) -> Iterator[Placed]:
         for row in rows:
             if (item := _decoded(key, row)) is not None:
-                yield Placed(row.position, row.turn, item)
+                yield Placed(*_places(key, row), item)
 
     def _stored(self, key: Key, rows: Rows) -> Iterator[StoredItem]:
         for row in rows:
             if (item := _decoded(key, row)) is not None:
-                yield StoredItem(row.position, row.turn, row.run_id, moment(row.created_at), item)
+                created_at = readable(_place(key, row), "created_at", moment, row.created_at)
+                yield StoredItem(*_places(key, row), row.run_id, created_at, item)
 
 
 def _decoded(key: Key, row: Row[Any]) -> Item | None:
@@ -262,6 +269,22 @@ def _decoded(key: Key, row: Row[Any]) -> Item | None:
     if item is None:
         logger.warning("session %r: the row at position %s holds no item; skipped", key.session_id, row.position)
     return item
+
+
+def _places(key: Key, row: Row[Any]) -> tuple[int, int]:
+    """Where an item stands: its position and its turn."""
+    if type(row.position) is int and type(row.turn) is int:
+        return row.position, row.turn
+    column = "turn" if type(row.position) is int else "position"
+    return readable(_place(key, row), column, _refuse, None)
+
+
+def _place(key: Key, row: Row[Any]) -> str:
+    return f"session {key.session_id!r}, item at position {shown(row.position)}"
+
+
+def _refuse(_value: object) -> NoReturn:
+    raise TypeError
 
 
 def _text(content: object) -> str:
@@ -275,7 +298,7 @@ def _pattern(text: str) -> str:
     Characters beyond ASCII match anything: SQLite folds no case there, and an item with a surrogate has them escaped.
     So does what is the folded form of one, as "ss" is of "ß".
     """
-    escaped = re.sub("[!%_]", r"!\g<0>", json.dumps(text, ensure_ascii=False)[1:-1])
+    escaped = re.sub("[!%_]", r"!\g<0>", json.dumps(text[:_SOUGHT], ensure_ascii=False)[1:-1])
     return f"%{_LOOSE.sub('%', escaped)}%"
 
 

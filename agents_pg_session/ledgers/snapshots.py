@@ -8,7 +8,7 @@ from functools import partial
 
 from agents_pg_session.errors import SessionConflict, SnapshotNotFound
 from agents_pg_session.labels import checked_filters, checked_number, checked_text
-from agents_pg_session.ledgers.mapping import snapshot
+from agents_pg_session.ledgers.mapping import readable, snapshot
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.paging import checked_limit, page, read_cursor
 from agents_pg_session.projection import encode_value
@@ -95,7 +95,8 @@ class Snapshots:
             raise SessionConflict(
                 f"session {key.session_id!r}: another writer came first since this run's last append; nothing was saved"
             )
-        return int(json.loads(row.payload)["version"])
+        place = f"session {key.session_id!r}, snapshots of kind {saved.kind!r}"
+        return readable(place, "version", lambda payload: int(json.loads(payload)["version"]), row.payload)
 
 
 def _lines(content: JSON) -> list[str]:

@@ -8,6 +8,7 @@ from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.paging import checked_limit, page, read_cursor
 from agents_pg_session.records import Page, ToolRun
 from agents_pg_session.statements.reads import TOOL_RUN_STATUSES
+from agents_pg_session.texts import shown
 
 __all__ = ["ToolRuns", "checked_status"]
 
@@ -15,7 +16,7 @@ __all__ = ["ToolRuns", "checked_status"]
 def checked_status(status: str | None) -> str | None:
     """Return *status* if a tool run can have it, else raise `ValueError`."""
     if status is not None and status not in TOOL_RUN_STATUSES:
-        raise ValueError(f"status must be one of {', '.join(map(repr, TOOL_RUN_STATUSES))}, not {status!r}")
+        raise ValueError(f"status must be one of {', '.join(map(repr, TOOL_RUN_STATUSES))}, not {shown(status)}")
     return status
 
 

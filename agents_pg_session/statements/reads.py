@@ -85,12 +85,18 @@ _WORDS = {
         "now": "strftime('%Y-%m-%d %H\\:%M\\:%f', 'now')",
         "json_list": "json_group_array",
         "json_object": "json_object",
-        "json_arguments": "json(t.arguments)",
+        # A row that was edited by hand may hold no JSON: then it is shown as text.
+        "json_arguments": "json(CASE WHEN json_valid(CAST(t.arguments AS text)) THEN CAST(t.arguments AS text)"
+        " ELSE json_quote(CAST(t.arguments AS text)) END)",
         "day": "substr(r.started_at, 1, 10)",
         "like": "LIKE",
         "fenced": "false",
     },
 }
+
+#: What a statement may ask of metadata on SQLite, whose parser goes no deeper and whose expressions grow no longer.
+_SQLITE_DEPTH = 7
+_SQLITE_VALUES = 300
 
 By = Literal["agent", "user", "tenant", "day"]
 Since = datetime | timedelta | None
@@ -311,7 +317,11 @@ class Reads:
         if self._dialect == "postgresql":
             return [f"{column} @> CAST(CAST(:metadata AS text) AS jsonb)"], {"metadata": metadata}
         values: Values = {}
-        return list(_contained(column, json.loads(metadata), values)), values
+        valid = f"CASE WHEN json_valid({column}) THEN {column} END"  # what was edited by hand contains nothing
+        conditions = list(_contained(valid, json.loads(metadata), values))
+        if len(values) > _SQLITE_VALUES:
+            raise ValueError("metadata asks for more than SQLite looks for at once")
+        return conditions, values
 
     def _command(self, subject: Subject, sql: str, values: Values) -> Command:
         for word, meaning in self._words.items():
@@ -323,8 +333,10 @@ def _where(alias: str) -> str:
     return f"\n WHERE {alias}.tenant_id = :tenant_id AND {alias}.session_id = :session_id"
 
 
-def _contained(document: str, wanted: Any, values: Values) -> Iterator[str]:
+def _contained(document: str, wanted: Any, values: Values, depth: int = 1) -> Iterator[str]:
     """Spell out that a JSON document in SQLite contains *wanted*: every key of an object, every element of a list."""
+    if depth > _SQLITE_DEPTH:
+        raise ValueError(f"metadata asks for more than SQLite looks for at once: {_SQLITE_DEPTH} levels of nesting")
     pairs = wanted.items() if isinstance(wanted, dict) else ((None, each) for each in wanted)
     for key, value in pairs:
         name = f"each_{len(values)}"
@@ -334,7 +346,7 @@ def _contained(document: str, wanted: Any, values: Values) -> Iterator[str]:
             values[f"{name}_key"] = key
             conditions.append(f"{name}.key = :{name}_key")
         if isinstance(value, dict | list):
-            conditions.extend(_contained(f"{name}.value", value, values))
+            conditions.extend(_contained(f"{name}.value", value, values, depth + 1))
         elif type(value) is int and abs(value) >= 2**63:  # a number to SQLite only as text
             values[f"{name}_value"] = str(value)
             conditions.append(f"{document} -> {name}.fullkey = :{name}_value")
