@@ -33,21 +33,21 @@ format: $(VENV)/ready ## format, and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-suite: $(VENV)/ready ## the suite on the newest dependencies (PYTEST_ARGS='-k name' for a part of it)
+suite: $(VENV)/pgbouncer/ready ## the suite on the newest dependencies (PYTEST_ARGS='-k name' for a part of it)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-floors: $(FLOORS)/ready ## the suite on the oldest dependencies we accept, SQLAlchemy 2.0 among them
+test-floors: $(FLOORS)/pgbouncer/ready ## the suite on the oldest dependencies we accept, SQLAlchemy 2.0 among them
 	$(FLOORS)/bin/python -m pytest --ignore=tests/migrations/test_wheel.py --ignore=tests/postgres/test_plans.py $(PYTEST_ARGS)
 
-faults: $(VENV)/ready ## everything that can go wrong, thoroughly: every cut, crashes, failover, poolers, bad input
-	$(BIN)/python -m pytest tests/faults tests/hostile --thorough --timeout=3600 $(PYTEST_ARGS)
+faults: $(VENV)/pgbouncer/ready ## everything that can go wrong, thoroughly: every cut, crashes, failover, poolers, bad input
+	$(BIN)/python -m pytest tests/faults tests/hostile tests/contract --thorough --timeout=3600 $(PYTEST_ARGS)
 
 soak: $(VENV)/ready ## mixed load with random faults for 30 minutes, then a recount (MINUTES=5 for less)
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
 
 lock: $(VENV)/ready ## choose versions anew: the newest for requirements/dev.txt, the oldest for floors.txt
 	$(BIN)/python -m pip install --quiet uv
-	$(COMPILE) --upgrade --group demo --group test --group lint --output-file requirements/dev.txt
+	$(COMPILE) --upgrade --group demo --group test --group lint --group plot --output-file requirements/dev.txt
 	$(COMPILE) --upgrade --group demo --group test --extra psycopg --resolution lowest-direct --output-file requirements/floors.txt
 
 build: $(VENV)/ready ## wheel and source distribution into dist/
@@ -61,6 +61,11 @@ $(VENV)/ready: pyproject.toml requirements/dev.txt
 
 $(FLOORS)/ready: pyproject.toml requirements/floors.txt
 	$(call environment,$(FLOORS),requirements/floors.txt)
+
+# PgBouncer is for the tests only, and on Debian only: `make demo` does without.
+%/pgbouncer/ready: %/ready tests/fetch_pgbouncer.py
+	$*/bin/python tests/fetch_pgbouncer.py
+	@mkdir -p $(@D) && touch $@
 
 define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try PYTHON=python3.13 make …")'

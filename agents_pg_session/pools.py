@@ -18,9 +18,9 @@ from weakref import WeakKeyDictionary, finalize, ref
 
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import NullPool, Pool, StaticPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool, StaticPool
 
-from agents_pg_session.engine import create_engine, memory_keeper, named_memory_url
+from agents_pg_session.engine import checked_settings, create_engine, memory_keeper, named_memory_url
 from agents_pg_session.errors import SessionError
 
 __all__ = ["BorrowedEngine", "Engines", "OwnEngines"]
@@ -52,7 +52,7 @@ class Engines(Protocol):
         ...
 
     def turn(self) -> AbstractAsyncContextManager[None]:
-        """Wait for one's turn where all tasks share a single connection; elsewhere, do not wait."""
+        """Wait for one's turn: for a place in the pool, or where all tasks share a single connection, for that."""
         ...
 
     async def close(self) -> None:
@@ -80,7 +80,7 @@ class OwnEngines:
         # Closed with the last reference: a database in memory lives as long as somebody can ask for it.
         self._release = None if memory is None else finalize(self, memory_keeper(memory).close)
         self._url = memory or url
-        self._engine_kwargs = dict(engine_kwargs or {})
+        self._engine_kwargs = checked_settings("engine_kwargs", engine_kwargs)
         self._pgbouncer = pgbouncer
         self._pools: dict[asyncio.AbstractEventLoop, _LoopPool] = {}
         self._lock = threading.Lock()
@@ -204,12 +204,13 @@ class BorrowedEngine:
         return _facts_of(self.engine).created
 
     def current(self) -> AsyncEngine:
+        _refuse_another_process(self.engine)
         if self.engine.dialect.name == "postgresql":
             _refuse_second_loop(self.engine)
         return self.engine
 
     def turn(self) -> AbstractAsyncContextManager[None]:
-        return _turn(self.engine)
+        return _turn(self.current())
 
     async def close(self) -> None:
         """Nothing: who opens, closes."""
@@ -220,6 +221,8 @@ class _PoolFacts:
     """What we know of an engine's pool, for all handles that use it."""
 
     pool: ref[Pool]
+    line: asyncio.Semaphore | None  #: a place for each connection the pool may have; None where it may have any number
+    process: int | None = None
     loop: ref[asyncio.AbstractEventLoop] | None = None
     created: set[str | None] = field(default_factory=set)
     turnstile: threading.Lock = field(default_factory=threading.Lock)
@@ -233,8 +236,34 @@ def _facts_of(engine: AsyncEngine) -> _PoolFacts:
     pool = engine.sync_engine.pool
     facts = _facts.get(engine.sync_engine)
     if facts is None or facts.pool() is not pool:
-        facts = _facts[engine.sync_engine] = _PoolFacts(ref(pool))
+        facts = _facts[engine.sync_engine] = _PoolFacts(ref(pool), _line_for(pool))
     return facts
+
+
+def _line_for(pool: Pool) -> asyncio.Semaphore | None:
+    """Return a line that is served in order.
+
+    SQLAlchemy's queue is not: a connection that comes back goes to whoever asks before the one it was meant for has
+    woken up, and that one waits behind all others again. Callers that ask again at once would starve everybody else.
+    """
+    overflow = getattr(pool, "_max_overflow", -1)
+    if not isinstance(pool, AsyncAdaptedQueuePool) or overflow < 0:
+        return None
+    return asyncio.Semaphore(pool.size() + overflow)
+
+
+def _refuse_another_process(engine: AsyncEngine) -> None:
+    """Raise in a forked child: two processes that speak on one socket read each other's answers."""
+    if isinstance(engine.sync_engine.pool, NullPool):
+        return
+    facts, process = _facts_of(engine), os.getpid()
+    if facts.process is None:
+        facts.process = process
+    elif facts.process != process:
+        raise SessionError(
+            "this engine's pool belongs to the process this one was forked from; open the store from a URL "
+            "(SessionStore.open or PGSession.from_url notice a fork), or await engine.dispose(close=False) first"
+        )
 
 
 def _refuse_second_loop(engine: AsyncEngine) -> None:
@@ -252,10 +281,10 @@ def _refuse_second_loop(engine: AsyncEngine) -> None:
 
 
 def _turn(engine: AsyncEngine) -> AbstractAsyncContextManager[None]:
-    """One connection for all (`StaticPool`): two tasks on it would end each other's transactions."""
+    """One connection for all (`StaticPool`): two tasks on it would end each other's transactions. Else, first come."""
     if isinstance(engine.sync_engine.pool, StaticPool):
         return _one_at_a_time(_facts_of(engine).turnstile)
-    return nullcontext()
+    return _facts_of(engine).line or nullcontext()
 
 
 @asynccontextmanager

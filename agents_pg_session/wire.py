@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["connect_in_turn", "hang_up"]
+__all__ = ["connect_in_turn", "connect_or_let_go", "hang_up"]
 
 
 async def connect_in_turn(
@@ -52,6 +54,21 @@ async def connect_in_turn(
     raise failure
 
 
+async def connect_or_let_go(*arguments: Any, **keywords: Any) -> Any:
+    """Connect with psycopg; when there is no time left for it, close what was being made.
+
+    A connection under way belongs to psycopg's generators only. A cancelled one would stay open, and take its place on
+    the server, until the garbage collector finds them in the traceback's cycle.
+    """
+    from psycopg import AsyncConnection  # here: who uses another driver does not load it
+
+    try:
+        return await AsyncConnection.connect(*arguments, **keywords)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+
+
 def _several(host: str | Sequence[str] | None) -> bool:
     return host is not None and not isinstance(host, str) and len(host) > 1
 
@@ -65,5 +82,8 @@ def hang_up(driver_connection: Any) -> None:
         return
     # psycopg waits for its socket to become readable, which the end of the stream makes it. The socket itself stays
     # open until psycopg closes it: were its number free, somebody else's could take it under psycopg's feet.
-    with socket.fromfd(driver_connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as duplicate:
+    with (
+        contextlib.suppress(OSError),  # the server was faster: the socket is connected no more
+        socket.fromfd(driver_connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as duplicate,
+    ):
         duplicate.shutdown(socket.SHUT_RDWR)

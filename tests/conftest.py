@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,18 +18,21 @@ from pathlib import Path
 import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
-from sqlalchemy import make_url
+from sqlalchemy import Dialect, Engine, event, make_url
 
 from agents_pg_session import PGSession, SessionStore
 from agents_pg_session.migrations import main as migrate
+from agents_pg_session.testing.pgbouncer import PgBouncer, find_pgbouncer
 from agents_pg_session.testing.server import Server, find_binaries
+from agents_pg_session.urls import WITHOUT_PREPARED_STATEMENTS
+from tests.fetch_pgbouncer import on_debian
 from tests.tally import Tally
 
 SERVER_URL = pytest.StashKey[str]()
 SERVER = pytest.StashKey[Server]()
-VERSION = pytest.StashKey[str]()
 TALLY = pytest.StashKey[Tally]()
 BACKENDS = ("sqlite", "asyncpg", "psycopg")
+POOLED = tuple(f"{driver}-pgbouncer-{kind}" for driver in ("asyncpg", "psycopg") for kind in ("plain", "tracking"))
 
 # Nothing here is about time: a slow machine is no failure.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -58,15 +62,18 @@ def pytest_report_header(config: pytest.Config) -> str:
     if url is None:
         return "PostgreSQL: none found; see agents_pg_session/testing/server.py for where it is looked for"
     where = make_url(url).render_as_string(hide_password=True)
-    config.stash[VERSION] = str(asyncio.run(_ask(url, "SHOW server_version")))
     origin = "AGENTS_PG_TEST_URL" if SERVER not in config.stash else f"started from {config.stash[SERVER].binaries}"
-    return f"PostgreSQL {config.stash[VERSION]} at {where} ({origin})"
+    return f"PostgreSQL {asyncio.run(_ask(url, 'SHOW server_version'))} at {where} ({origin})"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print what the harnesses counted."""
+    if not config.stash[TALLY]:
+        return
     packages = ("openai-agents", "sqlalchemy", "asyncpg", "psycopg")
-    versions = [f"PostgreSQL {config.stash.get(VERSION, '?')}", *(f"{name} {version(name)}" for name in packages)]
+    url = config.stash.get(SERVER_URL, None)
+    server = "no PostgreSQL" if url is None else f"PostgreSQL {asyncio.run(_ask(url, 'SHOW server_version'))}"
+    versions = [server, *(f"{name} {version(name)}" for name in packages)]
     for number, line in enumerate(config.stash[TALLY].lines(", ".join(versions))):
         if number == 0:
             terminalreporter.section("what the harnesses counted")
@@ -146,6 +153,41 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on every backend, unless it names its own; thoroughly, the contract suite through PgBouncer too."""
+    named = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    if "backend" in metafunc.fixturenames and "backend" not in named:
+        pooled = metafunc.config.option.thorough and metafunc.definition.path.parent.name == "contract"
+        metafunc.parametrize("backend", BACKENDS + POOLED if pooled else BACKENDS, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(server_url: str) -> Iterator[Callable[[str], PgBouncer]]:
+    """A function that returns a running PgBouncer: `plain`, or one `tracking` prepared statements."""
+    running: dict[str, PgBouncer] = {}
+
+    def start(kind: str) -> PgBouncer:
+        if kind not in running:
+            # Each transaction on another connection of the server than the last one, also where a test does one at a time.
+            settings = {"server_round_robin": "1", "min_pool_size": "3"}
+            bouncer = running[kind] = PgBouncer(pgbouncer_program(kind), server_url, settings=settings)
+            bouncer.start()
+        return running[kind]
+
+    yield start
+    for bouncer in running.values():
+        bouncer.stop()
+
+
+def pgbouncer_program(kind: str) -> Path:
+    """Return a PgBouncer, or skip the test where there cannot be one: elsewhere than on Debian, which `make` knows."""
+    program = find_pgbouncer(tracks_statements=kind == "tracking")
+    if program is None and not on_debian():
+        pytest.skip(f"no PgBouncer {'1.21 or newer' if kind == 'tracking' else 'before 1.21'}: install one on the PATH")
+    assert program is not None, "PgBouncer was not fetched: run `python tests/fetch_pgbouncer.py`, as the Makefile does"
+    return program
+
+
 @dataclass(frozen=True)
 class Backend:
     """One of the databases the contract suite runs on, at the newest revision."""
@@ -154,15 +196,35 @@ class Backend:
     url: str
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     name: str = request.param
+    driver, _, kind = name.partition("-pgbouncer-")
     if name == "sqlite":
         path = tmp_path / "sessions.db"
         shutil.copy(request.getfixturevalue("sqlite_template"), path)
-        return Backend(name, f"sqlite+aiosqlite:///{path}")
-    url = make_url(request.getfixturevalue("postgres_url")).set(drivername=f"postgresql+{name}")
-    return Backend(name, url.render_as_string(hide_password=False))
+        yield Backend(name, f"sqlite+aiosqlite:///{path}")
+        return
+    url = make_url(request.getfixturevalue("postgres_url")).set(drivername=f"postgresql+{driver}")
+    if kind:
+        bouncer: PgBouncer = request.getfixturevalue("pgbouncer")(kind)
+        url = make_url(bouncer.url(str(url.database), url.drivername))
+        url = url if bouncer.tracks_statements else url.update_query_dict({"pgbouncer": "true"})
+    with _applications_engines_know_the_switch():
+        yield Backend(name, url.render_as_string(hide_password=False))
+
+
+@contextmanager
+def _applications_engines_know_the_switch() -> Iterator[None]:
+    """An application's own engine has to be told in its `connect_args` what `pgbouncer=true` in a URL tells ours."""
+
+    def connect(dialect: Dialect, _record: object, _args: object, arguments: dict[str, object]) -> None:
+        if arguments.pop("pgbouncer", None):
+            arguments.update(WITHOUT_PREPARED_STATEMENTS[f"postgresql+{dialect.driver.removesuffix('_async')}"])
+
+    event.listen(Engine, "do_connect", connect)
+    yield
+    event.remove(Engine, "do_connect", connect)
 
 
 @pytest.fixture

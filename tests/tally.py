@@ -19,10 +19,11 @@ class Tally:
     def add(self, harness: str, **numbers: int) -> None:
         self._counts[harness].update(numbers)
 
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
     def lines(self, versions: str) -> Iterator[str]:
         """Yield a Markdown table, ready for docs/guarantees.md."""
-        if not self._counts:
-            return
         yield f"{datetime.now(UTC):%Y-%m-%d}, {versions}, Python {platform.python_version()}"
         yield ""
         yield "| harness | counted |"

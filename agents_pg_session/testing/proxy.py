@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
-__all__ = ["ANSWER", "BEFORE", "SENT", "STALL", "Fault", "Message", "Proxy"]
+__all__ = ["ANSWER", "BEFORE", "SENT", "STALL", "Fault", "Message", "Proxy", "Side"]
 
 Side = Literal["client", "server"]
 
@@ -27,8 +27,9 @@ _ENDS_A_FLUSH = frozenset("SHQ")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: who sent it, and its type byte (`startup` and `encryption` for those that have none)."""
+    """One message: on which connection, counted from 1, who sent it, and its type byte (or `startup`, `encryption`)."""
 
+    link: int
     side: Side
     kind: str
 
@@ -62,6 +63,7 @@ class Proxy:
         self.accepted = 0
         self.refusing = False
         self.fault: Fault | None = None  #: what happens to the connection that speaks next, once
+        self.later: list[Fault] = []  #: what happens after that, one by one, to those that speak then
         self.faults = 0  #: how many have happened
         self.watched: list[Message] | None = None  #: set it to a list, and every message is noted there
 
@@ -109,7 +111,7 @@ class Proxy:
             writer.transport.abort()
             return
         self.accepted += 1
-        link = _Link(self, reader, writer)
+        link = _Link(self, reader, writer, self.accepted)
         self._links.add(link)
         try:
             await link.run(self._target)
@@ -121,8 +123,9 @@ class Proxy:
 class _Link:
     """One connection through the proxy."""
 
-    def __init__(self, proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
         self._proxy = proxy
+        self._number = number
         self._client = (reader, writer)
         self._server_writer: asyncio.StreamWriter | None = None
         self._frames = {"client": _Frames(self._client_head), "server": _Frames(self._server_head)}
@@ -183,7 +186,7 @@ class _Link:
         self._answered = self._answered or side == "server"
         kinds = list(self._frames[side].split(data))
         if self._proxy.watched is not None:
-            self._proxy.watched += [Message(side, kind) for kind, _ in kinds if kind]
+            self._proxy.watched += [Message(self._number, side, kind) for kind, _ in kinds if kind]
         if self._fault is None or self._fault.side != side:
             await self._send(b"".join(part for _, part in kinds), writer)
             return
@@ -201,6 +204,7 @@ class _Link:
         assert self._fault is not None
         how, self._fault = self._fault.how, None
         self._proxy.faults += 1
+        self._proxy.fault = self._proxy.later.pop(0) if self._proxy.later else None
         if how == "stall":
             self.stall()
             return

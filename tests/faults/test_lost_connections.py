@@ -11,12 +11,11 @@ from sqlalchemy import URL, make_url
 
 from agents_pg_session import PGSession, SessionStore, StorageUnavailable
 from agents_pg_session.projection import Item
-from agents_pg_session.testing.proxy import ANSWER, BEFORE, SENT, STALL, Fault, Proxy
+from agents_pg_session.testing.proxy import ANSWER, STALL, Proxy
 from agents_pg_session.wire import hang_up
 from tests.items import user
 
 HISTORY = [user("1"), user("2")]
-FAULTS = [pytest.param(BEFORE, id="before"), pytest.param(SENT, id="sent"), pytest.param(ANSWER, id="answer")]
 
 
 @pytest.fixture
@@ -29,64 +28,6 @@ async def session(store: SessionStore, new_id: Callable[[], str]) -> PGSession:
         await session.get_items()
         await session.pop_item()
     return session
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_a_cut_append_is_there_once(session: PGSession, proxy: Proxy, fault: Fault) -> None:
-    """Cut before the statement, after it was sent, or before its answer.
-
-    The append is found or repeated, never both.
-    """
-    proxy.fault = fault
-    await session.add_items([user("once"), user("whole")])
-
-    assert proxy.faults == 1
-    assert await session.get_items() == [*HISTORY, user("once"), user("whole")]
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_a_cut_first_append_creates_one_session(
-    store: SessionStore, session: PGSession, proxy: Proxy, observer: asyncpg.Connection, fault: Fault
-) -> None:
-    """The same when the lost try was to create the session itself."""
-    fresh = store.session(f"{session.session_id} fresh", agent="support")
-    proxy.fault = fault
-    await fresh.add_items([user("once")])
-
-    assert await fresh.get_items() == [user("once")]
-    row = await observer.fetchrow("SELECT * FROM agents.sessions WHERE session_id = $1", fresh.session_id)
-    assert row is not None
-    assert (row["last_position"], row["item_count"], row["turn_count"], row["agent"]) == (1, 1, 1, "support")
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_a_cut_pop_takes_one_item(session: PGSession, proxy: Proxy, fault: Fault) -> None:
-    """A pop whose answer was lost returns the item it took, and never takes a second one."""
-    proxy.fault = fault
-
-    assert await session.pop_item() == user("2")
-    assert await session.get_items() == [user("1")]
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_a_cut_clear_clears_once(
-    session: PGSession, proxy: Proxy, observer: asyncpg.Connection, fault: Fault
-) -> None:
-    """A clear whose answer was lost is found, not repeated."""
-    proxy.fault = fault
-    await session.clear_session()
-
-    assert await session.get_items() == []
-    sql = "SELECT count(*) FROM agents.events WHERE session_id = $1 AND kind = 'session_cleared'"
-    assert await observer.fetchval(sql, session.session_id) == 1
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_a_cut_read_is_read_again(session: PGSession, proxy: Proxy, fault: Fault) -> None:
-    """A read that lost its connection is repeated: never an empty history."""
-    proxy.fault = fault
-
-    assert await session.get_items() == HISTORY
 
 
 @pytest.mark.parametrize("meanwhile", ["pop", "clear"])

@@ -72,26 +72,6 @@ async def test_a_terminated_backend(
     assert sorted(map(str, await session.get_items())) == sorted(str(user(str(number))) for number in range(60))
 
 
-@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-async def test_any_default_isolation_level(
-    new_database: Callable[[], str], new_id: Callable[[], str], level: str
-) -> None:
-    """A database whose default is stricter makes concurrent verbs fail with 40001: they are retried."""
-    url = await asyncio.to_thread(new_database)
-    await asyncio.to_thread(migrate, ["-x", f"url={url}", "upgrade", "head"])
-    admin = await asyncpg.connect(url)
-    await admin.execute(f"ALTER DATABASE {make_url(url).database} SET default_transaction_isolation = '{level}'")
-    await admin.close()
-    async with SessionStore.open(url, retry_for=60) as store:
-        session = store.session(new_id())
-        await asyncio.gather(*(session.add_items([user(str(number))] * 2) for number in range(20)))
-        popped = await asyncio.gather(*(session.pop_item() for _ in range(5)))
-
-        items = await session.get_items()
-    assert len(items) == 35
-    assert len([each for each in popped if each]) == 5
-
-
 async def test_a_statement_the_server_cancels_is_tried_again(
     store: SessionStore, new_id: Callable[[], str], observer: asyncpg.Connection, postgres_url: str
 ) -> None:
@@ -173,12 +153,3 @@ async def test_a_refusal_names_the_reason_and_never_the_row(
         told.append(str(error))
         error = error.__cause__
     assert "hunter2" not in " ".join(told)
-
-
-async def test_more_callers_than_connections(postgres_url: str, new_id: Callable[[], str]) -> None:
-    """300 callers on a pool of 3 all get their turn."""
-    async with SessionStore.open(postgres_url, engine_kwargs={"pool_size": 3}) as store:
-        sessions = [store.session(new_id()) for _ in range(300)]
-        await asyncio.gather(*(session.add_items([user("hi")]) for session in sessions))
-
-        assert [await session.get_items() for session in sessions] == [[user("hi")]] * 300

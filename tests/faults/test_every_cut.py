@@ -1,0 +1,233 @@
+"""Every cut: the connection dies, or freezes, between any two messages of any verb, in either direction.
+
+Each verb first runs in peace, watched by the proxy: its messages are the points. Then, on sessions prepared alike, it
+runs once for each point. An acknowledged verb must have answered and left what the peaceful one did; one that was
+cancelled must have taken effect whole, or not at all, also when what was frozen arrives later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Literal, TypeVar
+
+import asyncpg
+import pytest
+from sqlalchemy import make_url
+
+from agents_pg_session import SessionStore
+from agents_pg_session.testing.proxy import ANSWER, Fault, Message, Proxy, Side
+from tests.faults.verbs import COMPOSITE, VERBS, Verb, in_peace, known
+from tests.items import user
+from tests.tally import Tally
+
+#: Seconds until a frozen connection is given up, for statements and for connecting.
+PATIENCE = 0.2
+
+Stage = Literal["statement", "recovery"]
+How = Literal["cut", "stall"]
+HOW: list[How] = ["cut", "stall"]
+DRIVERS = ("asyncpg", "psycopg")
+T = TypeVar("T")
+
+
+class _Stop(BaseException):
+    """Stops a verb at the moment at which something may go wrong."""
+
+
+class Undisturbed:
+    """What a verb answers and leaves in peace, what was there before it, and the messages it takes."""
+
+    def __init__(self, answer: object, old: object, new: object, messages: Sequence[Message], how: How) -> None:
+        self.answer = answer
+        self.old = old
+        self.new = new
+        self.points = points_of(messages, how)
+        self._spoken = [message.kind for message in messages if message.side == "client"]
+
+    def holds_its_lock(self, point: Fault) -> bool:
+        """Say whether the server has executed and waits for a Sync that is stuck in the network.
+
+        It holds the session's lock until it learns that nobody is there: from TCP, or when the network heals.
+        """
+        assert point.passed is not None
+        return point.how == "stall" and point.side == "client" and self._spoken[point.passed - 1 :][:2] == ["E", "S"]
+
+
+@asynccontextmanager
+async def warm_store(url: str, driver: str) -> AsyncIterator[SessionStore]:
+    """A store of one connection, so that what comes next speaks on it; nothing is left checked out of it."""
+    # psycopg prepares a statement from its sixth use on: here at once, so that each use takes the same messages.
+    connect_args = {"timeout": PATIENCE} if driver == "asyncpg" else {"prepare_threshold": 0}
+    async with SessionStore.open(
+        make_url(url).set(drivername=f"postgresql+{driver}"),
+        retry_for=30,
+        command_timeout=PATIENCE,
+        engine_kwargs={"pool_size": 1, "connect_args": connect_args},
+    ) as store:
+        yield store
+        assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+async def undisturbed(
+    verb: Verb, how: How, stage: Stage, store: SessionStore, observer: asyncpg.Connection,
+    proxy: Proxy, new_id: Callable[[], str],
+) -> Undisturbed:  # fmt: skip
+    """Run *verb* in peace and return what it does, and every point at which it can be disturbed.
+
+    In the recovery stage its first answer is lost, and the points are those of what follows: connecting, finding out
+    what became of it, and perhaps trying again.
+    """
+
+    def stop() -> None:
+        raise _Stop
+
+    def watch() -> None:
+        proxy.watched = []
+        proxy.fault = ANSWER if stage == "recovery" else None
+
+    before = store.session(new_id())
+    with pytest.raises(_Stop):
+        await verb(before, stop)
+    old = await known(observer, before)
+    first = store.session(new_id())  # prepares the statements, so that the points are those of a warm connection
+    await verb(first, in_peace)
+    session = store.session(new_id())
+    answer = await verb(session, watch)
+    messages, proxy.watched = proxy.watched or [], None
+    links = list(dict.fromkeys(message.link for message in messages))
+    spoken = [message for message in messages if message.link == links[stage == "recovery"]]
+    return Undisturbed(answer, old, await known(observer, session), spoken, how)
+
+
+def points_of(messages: Sequence[Message], how: How) -> list[Fault]:
+    """Return a fault before each message of each side."""
+    sides: tuple[Side, ...] = ("client", "server")
+    return [
+        Fault(how, side, passed)
+        for side in sides
+        for passed in range(sum(message.side == side for message in messages))
+    ]
+
+
+def chosen(verb: str, options: Sequence[T], thorough: bool) -> Sequence[T]:
+    """Return all options, or one: another for the next verb, so that a sample of them meets each."""
+    return options if thorough else [options[list(VERBS).index(verb) % len(options)]]
+
+
+def sample(verb: str, points: Sequence[Fault], thorough: bool, few: int) -> Sequence[Fault]:
+    """Return all points, or *few* of them spread over the whole verb, others for the next verb."""
+    if thorough or len(points) <= few:
+        return points
+    first = list(VERBS).index(verb) % (len(points) // few)
+    return [points[(first + index * len(points) // few) % len(points)] for index in range(few)]
+
+
+async def healed(proxy: Proxy) -> None:
+    """Let everything that was frozen arrive, and wait until the connections nobody uses any more have ended."""
+    proxy.heal()
+    while proxy.open > 1:
+        await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("how", HOW)
+async def test_a_verb_disturbed_anywhere_takes_effect_once(
+    proxied_url: str, observer: asyncpg.Connection, proxy: Proxy, new_id: Callable[[], str], how: How, verb: str,
+    thorough: bool, tally: Tally,
+) -> None:  # fmt: skip
+    """Cut or frozen between any two messages, the verb answers and leaves what it does in peace, once."""
+    for driver in DRIVERS if how == "cut" else chosen(verb, DRIVERS, thorough):
+        async with warm_store(proxied_url, driver) as store:
+            peace = await undisturbed(VERBS[verb], how, "statement", store, observer, proxy, new_id)
+            for point in sample(verb, peace.points, thorough, 3 if how == "cut" else 1):
+                session = store.session(new_id())
+                proxy.faults = 0
+
+                def arm(point: Fault = point, peace: Undisturbed = peace) -> None:
+                    proxy.fault = point
+                    if peace.holds_its_lock(point):
+                        asyncio.get_running_loop().call_later(4 * PATIENCE, proxy.heal)
+
+                answer = await VERBS[verb](session, arm)
+
+                assert proxy.faults == 1, (driver, point)
+                assert answer == peace.answer, (driver, point)
+                assert await known(observer, session) == peace.new, (driver, point)
+                await healed(proxy)
+                assert await known(observer, session) == peace.new, (driver, point, "arrived late")
+                tally.add("Every cut", **{f"points {how}": 1, "acknowledged": 1, "lost": 0, "doubled": 0})
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_a_verb_whose_recovery_is_disturbed_takes_effect_once(
+    proxied_url: str, observer: asyncpg.Connection, proxy: Proxy, new_id: Callable[[], str], verb: str,
+    thorough: bool, tally: Tally,
+) -> None:  # fmt: skip
+    """Its answer was lost; then, while it connects again and finds out, it is cut or frozen anywhere once more."""
+    # libpq waits at least two seconds for a server that is silent while it connects: asyncpg shows the same recovery.
+    ways: list[tuple[str, How]] = [("asyncpg", "cut"), ("psycopg", "cut"), ("asyncpg", "stall")]
+    for driver, how in chosen(verb, ways, thorough):
+        async with warm_store(proxied_url, driver) as store:
+            peace = await undisturbed(VERBS[verb], how, "recovery", store, observer, proxy, new_id)
+            for point in sample(verb, peace.points, thorough, 2):
+                session = store.session(new_id())
+                proxy.faults = 0
+
+                def arm(point: Fault = point, peace: Undisturbed = peace) -> None:
+                    proxy.fault, proxy.later = ANSWER, [point]
+                    if peace.holds_its_lock(point):
+                        asyncio.get_running_loop().call_later(6 * PATIENCE, proxy.heal)
+
+                answer = await VERBS[verb](session, arm)
+
+                assert proxy.faults == 2, (driver, point)
+                assert answer == peace.answer, (driver, point)
+                assert await known(observer, session) == peace.new, (driver, point)
+                await healed(proxy)
+                assert await known(observer, session) == peace.new, (driver, point, "arrived late")
+                tally.add("Every cut", **{f"points {how} in recovery": 1, "acknowledged": 1, "lost": 0, "doubled": 0})
+
+
+@pytest.mark.parametrize("verb", [name for name in VERBS if name not in COMPOSITE])
+async def test_a_verb_cancelled_anywhere_takes_effect_whole_or_not_at_all(
+    proxied_url: str, observer: asyncpg.Connection, proxy: Proxy, new_id: Callable[[], str], verb: str,
+    thorough: bool, tally: Tally,
+) -> None:  # fmt: skip
+    """Frozen between any two messages and cancelled, once (and the answer comes) or twice (and it comes too late)."""
+    for driver, times in chosen(verb, list(itertools.product(DRIVERS, (1, 2))), thorough):
+        async with warm_store(proxied_url, driver) as store:
+            peace = await undisturbed(VERBS[verb], "stall", "statement", store, observer, proxy, new_id)
+            allowed = [peace.old, peace.new]
+            if verb == "claim":  # who is cancelled gives it back
+                released = store.session(new_id())
+                await VERBS["release"](released, in_peace)
+                allowed.append(await known(observer, released))
+            for point in sample(verb, peace.points, thorough, 2):
+                await VERBS[verb](store.session(new_id()), in_peace)  # the one before lost its connection
+                session = store.session(new_id())
+                proxy.faults = 0
+
+                def arm(point: Fault = point, peace: Undisturbed = peace) -> None:
+                    proxy.fault = point
+
+                working = asyncio.ensure_future(VERBS[verb](session, arm))
+                while proxy.faults == 0:
+                    await asyncio.sleep(0.001)
+                for _ in range(times):
+                    working.cancel()
+                    await asyncio.sleep(0)
+                if times == 1:
+                    proxy.heal()
+                await asyncio.wait({working})
+
+                assert working.cancelled() or times == 1, (driver, point)
+                assert await known(observer, session) in allowed, (driver, point)
+                await healed(proxy)
+                assert await known(observer, session) in allowed, (driver, point, "arrived late")
+                if not verb.endswith("nothing"):
+                    await session.add_items([user("and on")])
+                    assert (await session.get_items())[-1:] == [user("and on")]
+                tally.add("Every cut", **{f"points cancelled {times}x": 1, "in part": 0})
