@@ -126,9 +126,9 @@ class Database:
         # A read cut short on SQLite would leave a cursor behind, and with it a lock, until somebody collects garbage.
         return await (reading if self._on_postgres else settled(reading, budget))
 
-    def budget(self) -> Budget:
+    def budget(self, *, at_most: float | None = None) -> Budget:
         """Return the time for one verb, from now on; a verb that writes twice takes one for both."""
-        return Budget(self._retry_for)
+        return Budget(self._retry_for if at_most is None else min(self._retry_for, at_most))
 
     async def write(self, write: Write, budget: Budget, landed: Callable[[Rows], None] | None = None) -> Rows:
         """Run a mutation so that it takes effect exactly once, and return its rows.

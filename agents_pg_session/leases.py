@@ -18,6 +18,7 @@ from agents_pg_session.errors import SessionConflict, SessionError
 from agents_pg_session.labels import LONGEST, checked_seconds
 from agents_pg_session.ledgers.items import Items
 from agents_pg_session.ledgers.scope import Scope
+from agents_pg_session.patience import PARTING
 from agents_pg_session.texts import shown
 
 __all__ = ["Exclusive"]
@@ -58,7 +59,7 @@ class Exclusive(Generic[_Session]):
                 f"session {key.session_id!r} is run by somebody else (waited {self._wait:g} s)"
             ) from None
         except asyncio.CancelledError:
-            await self._release()  # the try under way may have taken it
+            await self._release(PARTING)  # the try under way may have taken it
             raise
         self._items.lease_id = self._lease_id
         self._heart = asyncio.create_task(self._beat(), name=f"lease of {self._scope.key.session_id}")
@@ -71,7 +72,8 @@ class Exclusive(Generic[_Session]):
         self._heart.cancel()
         self._items.lease_id = None
         try:
-            await self._release()  # first: whoever cancels this block may do so again at each await
+            # First: whoever cancels this block may do so again at each await.
+            await self._release(None if kind is None else PARTING)
         finally:
             await asyncio.wait([self._heart])
         if self._lost and error is None:
@@ -95,9 +97,9 @@ class Exclusive(Generic[_Session]):
             except SessionError as failure:
                 logger.warning("could not renew the lease: %s", failure)
 
-    async def _release(self) -> None:
+    async def _release(self, at_most: float | None) -> None:
         key, database = self._scope.key, self._scope.database
         try:
-            await database.write(database.sql.release(key, self._lease_id), database.budget())
+            await database.write(database.sql.release(key, self._lease_id), database.budget(at_most=at_most))
         except SessionError as failure:
             logger.warning("could not release the lease, it ends by itself: %s", failure)

@@ -10,7 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agents_pg_session.wire import hang_up
 
-__all__ = ["Budget", "TimeLimit", "cancellations", "settled"]
+__all__ = ["PARTING", "Budget", "TimeLimit", "cancellations", "settled"]
+
+#: Seconds that a caller who is cancelled, or has failed, may still be held up to give back what it had taken.
+PARTING = 3.0
 
 _T = TypeVar("_T")
 

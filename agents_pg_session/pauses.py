@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from agents import Agent, RunState
 
-from agents_pg_session.errors import SessionConflict, SnapshotNotFound
+from agents_pg_session.errors import SessionConflict, SessionError, SnapshotNotFound
 from agents_pg_session.labels import checked_seconds
 from agents_pg_session.ledgers.items import Items
 from agents_pg_session.ledgers.mapping import readable
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.ledgers.snapshots import RUN_STATE, Snapshots
+from agents_pg_session.patience import PARTING, Budget
 from agents_pg_session.projection import encode_value
 from agents_pg_session.reports import Note
 from agents_pg_session.statements import Snapshotted
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from agents.result import RunResultBase
 
 __all__ = ["Claim", "pause", "resume"]
+
+logger = logging.getLogger("agents_pg_session")
 
 
 async def pause(
@@ -73,7 +77,7 @@ async def resume(
     try:
         row = await scope.change(partial(sql.claim, key, RUN_STATE, claim.claim_id, seconds))
     except asyncio.CancelledError:
-        await claim.release()
+        await claim.give_back()
         raise
     if row is None or row.version is None:
         raise SnapshotNotFound(f"session {key.session_id!r} has no paused run; `pause` stores one")
@@ -89,7 +93,7 @@ async def resume(
         stored = readable(place, "content", _state, row.content)
         state: RunState[Any, Any] = await RunState.from_json(agent, stored, **options)
     except BaseException:
-        await claim.release()
+        await claim.give_back()
         raise
     # Should the claim run out and another worker finish first, our append is refused instead of telling it twice.
     items.expect(key, (row.last_position, row.item_count))
@@ -115,8 +119,18 @@ class Claim:
 
     async def release(self) -> None:
         """Give it back: the next worker may have it at once. Later than the run's next append this does nothing."""
+        await self._release(self._scope.database.budget())
+
+    async def give_back(self) -> None:
+        """The same on the way out, where something else is to be told: it takes little time, and never raises."""
+        try:
+            await self._release(self._scope.database.budget(at_most=PARTING))
+        except SessionError as failure:
+            logger.warning("could not give the paused run back, its claim ends by itself: %s", failure)
+
+    async def _release(self, budget: Budget) -> None:
         database = self._scope.database
-        await database.write(database.sql.unclaim(self._scope.key, RUN_STATE, self.claim_id), database.budget())
+        await database.write(database.sql.unclaim(self._scope.key, RUN_STATE, self.claim_id), budget)
 
 
 def _approval(item: ToolApprovalItem) -> dict[str, Any]:

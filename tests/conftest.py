@@ -168,7 +168,7 @@ def pgbouncer(server_url: str) -> Iterator[Callable[[str], PgBouncer]]:
 
     def start(kind: str) -> PgBouncer:
         if kind not in running:
-            # Each transaction on another connection of the server than the last one, also where a test does one at a time.
+            # Each transaction on another connection of the server, also where a test does one after the other.
             settings = {"server_round_robin": "1", "min_pool_size": "3"}
             bouncer = running[kind] = PgBouncer(pgbouncer_program(kind), server_url, settings=settings)
             bouncer.start()

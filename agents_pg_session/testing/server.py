@@ -37,6 +37,8 @@ _SETTINGS = {
     "max_connections": "200",
     "log_min_messages": "warning",
     "timezone": "UTC",
+    # A standby that has just started looks for its primary again soon, not after five seconds.
+    "wal_retrieve_retry_interval": "200ms",
 }
 
 #: Seconds a server may take to start, to end or to fall in step, on a slow and busy machine.

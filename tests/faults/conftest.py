@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from sqlalchemy import URL, make_url
 
 from agents_pg_session import SessionStore
+from agents_pg_session.testing.server import Server
+from tests.faults.servers import migrated_server
 from tests.postgres.conftest import observer, proxied_url, proxy
 
 __all__ = ["observer", "proxied_url", "proxy"]
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
+    """A server that a test may kill; it is expected to be started again."""
+    server = migrated_server()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])

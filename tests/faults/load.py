@@ -20,6 +20,7 @@ import asyncpg
 from agents_pg_session import PGSession, SessionStore, StorageUnavailable
 from agents_pg_session.projection import Item
 from tests.items import call, output, user
+from tests.recount import miscounted
 
 FAILED = "An error occurred while running the tool. Please try again."
 
@@ -35,17 +36,6 @@ POPPED = "SELECT (payload -> 'item')::text FROM agents.events WHERE session_id =
 RECORDED = "SELECT payload ->> 'name' FROM agents.events WHERE session_id = $1 AND kind = 'note'"
 SAVED = "SELECT content ->> 'name' FROM agents.snapshots WHERE session_id = $1 AND kind = 'note'"
 STILL_AT_WORK = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'agents_pg_session' AND datname = $1"
-
-#: Every counter of a session beside what the tables hold.
-COUNTERS = """
-SELECT s.item_count, (SELECT count(*) FROM agents.items i WHERE i.session_id = s.session_id),
-       s.message_count, (SELECT count(*) FROM agents.items i WHERE i.session_id = s.session_id AND i.type = 'message'),
-       s.tool_run_count, (SELECT count(*) FROM agents.tool_runs t WHERE t.session_id = s.session_id),
-       s.tool_error_count,
-       (SELECT count(*) FROM agents.tool_runs t WHERE t.session_id = s.session_id AND t.status = 'failed'),
-       s.last_event_id, (SELECT count(*) FROM agents.events e WHERE e.session_id = s.session_id)
-  FROM agents.sessions s WHERE s.session_id = $1
-"""
 
 
 class Fate(Enum):
@@ -194,8 +184,7 @@ class Load:
         there = Counter([row[0] for row in await connection.fetch(f"{RECORDED} UNION ALL {SAVED}", session)])
         for name, fate in self.others[session].items():
             recount.check(name, fate, there[name])
-        counters = list((await connection.fetchrow(COUNTERS, session) or {}).values())
-        if counters[::2] != counters[1::2]:
+        if counters := await miscounted(connection, session):
             recount.faults.append(f"the counters of {session} and a recount of them: {counters}")
 
     def _recount_appends(self, session: str, stored: Sequence[Any], recount: Recount) -> None:

@@ -29,10 +29,10 @@ import psutil
 from sqlalchemy import make_url
 
 from agents_pg_session import PGSession, SessionStore, StorageUnavailable
-from agents_pg_session.migrations import main as migrate
 from agents_pg_session.testing.proxy import Fault, Proxy
-from agents_pg_session.testing.server import Server, find_binaries
+from agents_pg_session.testing.server import Server
 from tests.faults.load import Load
+from tests.faults.servers import migrated_server
 from tests.faults.verbs import COMPOSITE, VERBS, in_peace, known
 
 __all__ = ["Report", "Sample", "soak"]
@@ -53,6 +53,10 @@ SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
  WHERE application_name = 'agents_pg_session' AND random() < 0.3
 """
 CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'agents_pg_session'"
+
+
+#: What a connection of our own says when the server has gone.
+AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,8 @@ class _Soak:
             try:
                 answer = await walking
             except asyncio.CancelledError:
+                if not cancel:
+                    raise
                 self.report.counts["verbs cancelled"] += 1
             except StorageUnavailable as error:
                 self.report.wrong.append(f"{name} gave up although the database was away for less: {error}")
@@ -171,7 +177,7 @@ class _Soak:
                 next_crash += crash_every
             else:
                 kind, make = self._dice.choice(list(kinds.items()))
-            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            with suppress(*AWAY):
                 await make()
                 self.report.faults[kind] += 1
             await asyncio.sleep(self._dice.uniform(0.5, 4.0))
@@ -187,14 +193,18 @@ class _Soak:
 
     async def _freeze(self) -> None:
         self._proxy.stall_all()
-        await asyncio.sleep(self._dice.uniform(0.2, 3.0))
-        self._proxy.heal()
+        try:
+            await asyncio.sleep(self._dice.uniform(0.2, 3.0))
+        finally:
+            self._proxy.heal()
 
     async def _refuse(self) -> None:
         self._proxy.refusing = True
         self._proxy.cut_all()
-        await asyncio.sleep(self._dice.uniform(0.1, 1.5))
-        self._proxy.refusing = False
+        try:
+            await asyncio.sleep(self._dice.uniform(0.1, 1.5))
+        finally:
+            self._proxy.refusing = False
 
     async def _terminate(self) -> None:
         connection = await asyncpg.connect(self._server.url)
@@ -220,7 +230,7 @@ class _Soak:
         begun, process = clock(), psutil.Process()
         while clock() < until:
             connections: int | None = None
-            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            with suppress(*AWAY):
                 connection = await asyncpg.connect(self._server.url, timeout=5)
                 connections = await connection.fetchval(CONNECTED)
                 await connection.close()
@@ -246,7 +256,7 @@ class _Soak:
         while True:
             try:
                 return await look()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except AWAY:
                 await asyncio.sleep(0.1)
 
 
@@ -327,13 +337,8 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, default=Path("build/soak.png"))
     options = parser.parse_args()
     logging.getLogger("agents_pg_session").setLevel(logging.ERROR)  # each retry is a warning, and there are thousands
-    binaries = find_binaries()
-    if binaries is None:
-        sys.exit("no PostgreSQL was found; agents_pg_session.testing.server says where it looks")
-    server = Server(binaries)
-    server.start()
+    server = migrated_server()
     try:
-        migrate(["-x", f"url={server.url}", "upgrade", "head"])
         print(f"{options.minutes:g} minutes on PostgreSQL {server.sql('SHOW server_version')}, seed {options.seed}")
         report = asyncio.run(soak(server, options.minutes * 60, seed=options.seed))
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import asyncpg
@@ -12,8 +12,7 @@ import pytest
 from sqlalchemy import URL, make_url
 
 from agents_pg_session import SessionStore
-from agents_pg_session.migrations import main as migrate
-from agents_pg_session.testing.server import Server, find_binaries
+from agents_pg_session.testing.server import Server
 from tests.faults.load import Load
 from tests.tally import Tally
 
@@ -28,18 +27,6 @@ SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 """
 
 pytestmark = pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-
-
-@pytest.fixture
-def own_server() -> Iterator[Server]:
-    """A server that a test may kill."""
-    binaries = find_binaries()
-    assert binaries is not None, "no PostgreSQL was found; agents_pg_session.testing.server says where it looks"
-    server = Server(binaries)
-    server.start()
-    migrate(["-x", f"url={server.url}", "upgrade", "head"])
-    yield server
-    server.stop()
 
 
 @pytest.mark.timeout(600)
@@ -73,7 +60,7 @@ async def test_terminated_backends_lose_nothing(
     tally: Tally,
 ) -> None:
     """`pg_terminate_backend` on a third of the connections at random moments under 32 writers: the same recount."""
-    rounds, terminated = (200 if thorough else 15), 0
+    rounds, terminated = (200 if thorough else 6), 0
     async with AsyncExitStack() as stack:
         load = await _load(stack, make_url(postgres_url).set(drivername=f"postgresql+{driver}"), new_id)
         async with load:
@@ -90,7 +77,9 @@ async def test_terminated_backends_lose_nothing(
 
 async def _load(stack: AsyncExitStack, url: URL, new_id: Callable[[], str]) -> Load:
     """Return a load of three processes' stores on the same sessions."""
-    stores = [await stack.enter_async_context(SessionStore.open(url, retry_for=budget)) for budget in BUDGETS]
+    pool = {"pool_size": 5}
+    opened = [SessionStore.open(url, retry_for=budget, engine_kwargs=pool) for budget in BUDGETS]
+    stores = [await stack.enter_async_context(store) for store in opened]
     for store in stores:
         stack.push_async_callback(_nothing_is_left, store)
     return Load(stores, [new_id() for _ in range(SESSIONS)])

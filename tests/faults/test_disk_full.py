@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from agents_pg_session import SessionStore, StorageUnavailable
-from agents_pg_session.migrations import main as migrate
-from agents_pg_session.testing.server import Server, find_binaries
+from agents_pg_session.testing.server import Server
 from tests.faults.load import Load
+from tests.faults.servers import migrated_server
 from tests.items import assistant, user
 from tests.tally import Tally
 
@@ -80,19 +80,10 @@ class SmallDisk:
             os.close(namespace)
 
 
-def _server(**options: object) -> Server:
-    binaries = find_binaries()
-    assert binaries is not None, "no PostgreSQL was found; agents_pg_session.testing.server says where it looks"
-    server = Server(binaries, **options)  # type: ignore[arg-type]
-    server.start()
-    migrate(["-x", f"url={server.url}", "upgrade", "head"])
-    return server
-
-
 @pytest.fixture
 def own_server() -> Iterator[Server]:
     """A server whose files a test may exchange."""
-    server = _server()
+    server = migrated_server()
     yield server
     server.stop()
 
@@ -111,7 +102,7 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 @pytest.fixture
 def server_on_small_disk(small_disk: SmallDisk) -> Iterator[Server]:
     """A server with all its data there. It stays down after a panic, as one whose restart fails for want of room."""
-    server = _server(folder=small_disk.folder, become=small_disk.enter, settings={"restart_after_crash": "off"})
+    server = migrated_server(folder=small_disk.folder, become=small_disk.enter, settings={"restart_after_crash": "off"})
     yield server
     server.stop()
 

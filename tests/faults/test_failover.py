@@ -16,10 +16,10 @@ import asyncpg
 import pytest
 
 from agents_pg_session import SessionStore, StorageUnavailable
-from agents_pg_session.migrations import main as migrate
 from agents_pg_session.testing.proxy import ANSWER, Proxy
-from agents_pg_session.testing.server import Server, find_binaries
+from agents_pg_session.testing.server import Server
 from tests.faults.load import Load
+from tests.faults.servers import migrated_server
 from tests.items import user
 from tests.tally import Tally
 
@@ -35,12 +35,7 @@ def new_pair() -> Iterator[Callable[[], Pair]]:
 
     The primary is the survivor of the pair before: so each test begins where an operator would stand after a failover.
     """
-    binaries = find_binaries()
-    assert binaries is not None, "no PostgreSQL was found; agents_pg_session.testing.server says where it looks"
-    first = Server(binaries)
-    first.start()
-    migrate(["-x", f"url={first.url}", "upgrade", "head"])
-    servers = [first]
+    servers = [migrated_server()]
 
     def next_pair() -> Pair:
         while len(servers) > 1:  # whoever takes writes goes on: the newest, if it was promoted
@@ -82,7 +77,9 @@ async def test_what_was_acknowledged_is_on_the_new_primary(
         primary, standby = await asyncio.to_thread(new_pair)
         url = hosts(primary.port, standby.port, driver=driver, attrs=wanted)
         async with AsyncExitStack() as stack:
-            stores = [await stack.enter_async_context(SessionStore.open(url, retry_for=each)) for each in (60, 60, 0.3)]
+            pool = {"pool_size": 5}
+            opened = [SessionStore.open(url, retry_for=budget, engine_kwargs=pool) for budget in (60, 60, 0.3)]
+            stores = [await stack.enter_async_context(store) for store in opened]
             async with Load(stores, [new_id() for _ in range(6)]) as load:
                 await load.further(random.randint(30, 90))
                 await asyncio.to_thread(primary.crash)
@@ -190,14 +187,15 @@ async def test_a_lost_answer_is_asked_for_where_it_was_lost(
     primary, standby = pair
     losses = 200 if thorough else 10
     app = f"app_{driver}"
-    primary.sql(f"CREATE ROLE {app} LOGIN CONNECTION LIMIT 2")  # a third connection goes to the next host
+    primary.sql(f"CREATE ROLE {app} LOGIN CONNECTION LIMIT 3")  # a fourth connection goes to the next host
     primary.sql(f"GRANT USAGE ON SCHEMA agents TO {app}")
     primary.sql(f"GRANT ALL ON ALL TABLES IN SCHEMA agents TO {app}")
     names = [new_id() for _ in range(2)]
     async with Proxy(primary.port) as proxy:
         url = hosts(proxy.port, standby.port, driver=driver, user=app)
-        async with SessionStore.open(url, retry_for=60, engine_kwargs={"pool_size": 6}) as store:
-            async with Load([store], names, writers=8) as load:
+        pool = {"pool_size": 4, "pool_use_lifo": False}  # each verb on another connection than the one before
+        async with SessionStore.open(url, retry_for=10, engine_kwargs=pool) as store:
+            async with Load([store], names, writers=6) as load:
                 await load.further(10)
                 standby.sql("SELECT pg_wal_replay_pause()")
                 for _ in range(losses):

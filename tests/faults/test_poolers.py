@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Literal
 
@@ -19,10 +19,9 @@ from agents import Runner
 from sqlalchemy import URL, make_url, text
 
 from agents_pg_session import PGSession, SessionConflict, SessionError, StorageUnavailable
-from agents_pg_session.migrations import main as migrate
 from agents_pg_session.testing.pgbouncer import PgBouncer
 from agents_pg_session.testing.proxy import Fault, Message, Proxy
-from agents_pg_session.testing.server import Server, find_binaries
+from agents_pg_session.testing.server import Server
 from tests.acceptance.agents_for_tests import QUIET, calls, scripted
 from tests.conftest import pgbouncer_program
 from tests.faults.pooling import WAYS, Trouble, Way, opened, running
@@ -48,18 +47,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pooled_url(way: Way, pgbouncer: Callable[[str], PgBouncer], postgres_url: str) -> URL:
     """The test database behind PgBouncer."""
     return way.url(pgbouncer(way.kind), make_url(postgres_url).database)
-
-
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[Server]:
-    """A server that a test may kill."""
-    binaries = find_binaries()
-    assert binaries is not None, "no PostgreSQL was found; agents_pg_session.testing.server says where it looks"
-    server = Server(binaries)
-    server.start()
-    migrate(["-x", f"url={server.url}", "upgrade", "head"])
-    yield server
-    server.stop()
 
 
 async def test_every_verb_does_through_a_pooler_what_it_does_without(

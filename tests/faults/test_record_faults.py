@@ -205,3 +205,21 @@ async def test_a_worker_cut_off_in_its_claim_has_it(session: PGSession, twin: PG
     assert len(state.get_interruptions()) == 1
     with pytest.raises(SessionConflict, match="another worker"):
         await session.resume(scripted())
+
+
+async def test_who_is_cancelled_while_it_claims_is_told_nothing_else(
+    postgres_url: str, new_id: Callable[[], str], observer: asyncpg.Connection
+) -> None:
+    """The claim may have been lost and cannot be given back: the caller is cancelled, not told of the database."""
+    async with SessionStore.open(postgres_url, retry_for=0.5, command_timeout=0.2) as store:
+        session = store.session(new_id())
+        await paused(session)
+        async with observer.transaction():
+            await observer.execute("SELECT FROM agents.sessions WHERE session_id = $1 FOR UPDATE", session.session_id)
+            claiming = asyncio.ensure_future(session.resume(scripted()))
+            await asyncio.sleep(0.1)
+            claiming.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await claiming
+
+        assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]

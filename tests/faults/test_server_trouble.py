@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import asyncpg
 import pytest
@@ -11,20 +11,7 @@ from sqlalchemy import make_url
 
 from agents_pg_session import SessionError, SessionStore, StorageUnavailable
 from agents_pg_session.migrations import main as migrate
-from agents_pg_session.testing.server import Server, find_binaries
 from tests.items import item, user
-
-
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[Server]:
-    """A server that a test may kill."""
-    binaries = find_binaries()
-    assert binaries is not None, "no PostgreSQL was found; agents_pg_session.testing.server says where it looks"
-    server = Server(binaries)
-    server.start()
-    migrate(["-x", f"url={server.url}", "upgrade", "head"])
-    yield server
-    server.stop()
 
 
 @pytest.fixture
@@ -32,44 +19,6 @@ async def store(postgres_url: str) -> AsyncIterator[SessionStore]:
     async with SessionStore.open(postgres_url) as store:
         yield store
         assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-
-
-async def test_a_server_that_crashes_and_restarts(own_server: Server, new_id: Callable[[], str]) -> None:
-    """Appends under way while the server crashes and comes back: each is there once."""
-    async with SessionStore.open(own_server.url, retry_for=60) as store:
-        session = store.session(new_id())
-        await session.add_items([user("before")])
-
-        async def write(number: int) -> None:
-            for part in range(5):
-                await session.add_items([user(f"{number}.{part}")] * 2)
-
-        writers = [asyncio.ensure_future(write(number)) for number in range(10)]
-        await asyncio.sleep(0.05)
-        await asyncio.to_thread(own_server.kill)
-        await asyncio.sleep(0.2)
-        await asyncio.to_thread(own_server.start)
-        await asyncio.gather(*writers)
-
-        items = await session.get_items()
-    assert len(items) == 101
-    assert all(items[index] == items[index + 1] for index in range(1, 101, 2))
-    assert len({str(each) for each in items}) == 51
-
-
-async def test_a_terminated_backend(
-    store: SessionStore, new_id: Callable[[], str], observer: asyncpg.Connection
-) -> None:
-    """`pg_terminate_backend` on every pooled connection, again and again: nothing is lost, nothing doubled."""
-    session = store.session(new_id())
-    appends = [asyncio.ensure_future(session.add_items([user(str(number))])) for number in range(60)]
-    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'agents_pg_session'"
-    for _ in range(5):
-        await asyncio.sleep(0.02)
-        await observer.execute(kill)
-    await asyncio.gather(*appends)
-
-    assert sorted(map(str, await session.get_items())) == sorted(str(user(str(number))) for number in range(60))
 
 
 async def test_a_statement_the_server_cancels_is_tried_again(

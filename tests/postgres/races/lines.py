@@ -14,6 +14,7 @@ from agents import Runner
 
 from agents_pg_session import PGSession
 from tests.acceptance.agents_for_tests import QUIET, calls, scripted
+from tests.recount import miscounted
 
 #: What the SDK's default tells the model of a tool that raised: such an output is an error of its tool run.
 FAILED = "An error occurred while running the tool. Please try again."
@@ -24,17 +25,6 @@ ROW = "SELECT FROM agents.sessions WHERE session_id = $1 FOR UPDATE"
 _WAITING = """
 SELECT count(*) FROM pg_stat_activity
  WHERE datname = current_database() AND wait_event_type = 'Lock'
-"""
-
-#: Every counter of a session beside what the tables hold.
-_RECOUNT = """
-SELECT s.item_count, (SELECT count(*) FROM agents.items i WHERE i.session_id = s.session_id),
-       s.message_count, (SELECT count(*) FROM agents.items i WHERE i.session_id = s.session_id AND i.type = 'message'),
-       s.tool_run_count, (SELECT count(*) FROM agents.tool_runs t WHERE t.session_id = s.session_id),
-       s.tool_error_count,
-       (SELECT count(*) FROM agents.tool_runs t WHERE t.session_id = s.session_id AND t.status = 'failed'),
-       s.last_event_id, (SELECT count(*) FROM agents.events e WHERE e.session_id = s.session_id)
-  FROM agents.sessions s WHERE s.session_id = $1
 """
 
 #: All that is known of a session. Runs are in the order of what they say: their ids are random.
@@ -98,10 +88,7 @@ def dsn_of(session: PGSession) -> str:
 
 async def counters_hold(observer: asyncpg.Connection, session: PGSession) -> bool:
     """Say whether the counters of a session equal a recount."""
-    row = await observer.fetchrow(_RECOUNT, session.session_id)
-    assert row is not None
-    values = list(row.values())
-    return values[::2] == values[1::2]
+    return not await miscounted(observer, session.session_id)
 
 
 async def is_gone(observer: asyncpg.Connection, session: PGSession) -> bool:
