@@ -3,13 +3,15 @@
 PYTHON ?= python3
 VENV := .venv
 FLOORS := .venv-floors
+BENCH := .venv-bench
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 MINUTES ?= 30
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format suite test-floors faults soak lock build clean
+.PHONY: help demo test lint format suite test-floors faults soak bench bench-scale lock build clean
 
 help: ## explain the targets
 	@echo "agents_pg_session: sessions for the OpenAI Agents SDK on PostgreSQL"
@@ -45,22 +47,37 @@ faults: $(VENV)/pgbouncer/ready ## everything that can go wrong, thoroughly: eve
 soak: $(VENV)/ready ## mixed load with random faults for 30 minutes, then a recount (MINUTES=5 for less)
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
 
+bench: $(BENCH)/redis/ready ## side by side with what people use now, 10 minutes; fills docs/benchmarks.md
+	$(BENCH)/bin/python -m benchmarks $(BENCH_ARGS)
+
+bench-scale: $(BENCH)/redis/ready ## ten million items, a million appends: an hour or so; `make bench` shows it from then on
+	$(BENCH)/bin/python -m benchmarks --scale $(BENCH_ARGS)
+
 lock: $(VENV)/ready ## choose versions anew: the newest for requirements/dev.txt, the oldest for floors.txt
 	$(BIN)/python -m pip install --quiet uv
 	$(COMPILE) --upgrade --group demo --group test --group lint --group plot --output-file requirements/dev.txt
 	$(COMPILE) --upgrade --group demo --group test --extra psycopg --resolution lowest-direct --output-file requirements/floors.txt
+	$(COMPILE) --upgrade --group demo --group test --group lint --group plot --group bench \
+	    --constraint requirements/dev.txt --output-file requirements/bench.txt
 
 build: $(VENV)/ready ## wheel and source distribution into dist/
 	$(BIN)/python -m hatchling build
 
 clean: ## remove what make has made
-	rm -rf $(VENV) $(FLOORS) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(FLOORS) $(BENCH) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/ready: pyproject.toml requirements/dev.txt
 	$(call environment,$(VENV),requirements/dev.txt)
 
 $(FLOORS)/ready: pyproject.toml requirements/floors.txt
 	$(call environment,$(FLOORS),requirements/floors.txt)
+
+$(BENCH)/ready: pyproject.toml requirements/bench.txt
+	$(call environment,$(BENCH),requirements/bench.txt)
+
+%/redis/ready: %/ready benchmarks/fetch_redis.py
+	$*/bin/python -m benchmarks.fetch_redis
+	@mkdir -p $(@D) && touch $@
 
 # PgBouncer is for the tests only, and on Debian only: `make demo` does without.
 %/pgbouncer/ready: %/ready tests/fetch_pgbouncer.py

@@ -349,7 +349,7 @@ def main() -> int:
         print(f"{count:>12,}  {name}")
     used = [each.connections for each in report.samples if each.connections is not None]
     print(f"{growth(report.samples):>12.2f}  memory at the end, as a ratio of what it was after the first fifth")
-    print(f"{max(used):>12}  connections at most, of 16 allowed")
+    print(f"{max(used):>12}  connections at most that the server knew of: 16, and dead ones until it noticed")
     print(f"drawn in {options.plot}")
     for each in report.wrong[:20]:
         print(f"WRONG: {each[:2000]}")
