@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from itertools import groupby
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Row
@@ -19,7 +19,7 @@ from agents_pg_session.database import Rows
 from agents_pg_session.entries import Entry, Guard, compose
 from agents_pg_session.errors import SessionConflict
 from agents_pg_session.labels import checked_number
-from agents_pg_session.ledgers.mapping import moment, readable
+from agents_pg_session.ledgers.mapping import moment, readable, unreadable
 from agents_pg_session.ledgers.scope import Scope
 from agents_pg_session.paging import checked_limit
 from agents_pg_session.projection import Item, decode
@@ -275,16 +275,11 @@ def _places(key: Key, row: Row[Any]) -> tuple[int, int]:
     """Where an item stands: its position and its turn."""
     if type(row.position) is int and type(row.turn) is int:
         return row.position, row.turn
-    column = "turn" if type(row.position) is int else "position"
-    return readable(_place(key, row), column, _refuse, None)
+    raise unreadable(_place(key, row), "turn" if type(row.position) is int else "position")
 
 
 def _place(key: Key, row: Row[Any]) -> str:
     return f"session {key.session_id!r}, item at position {shown(row.position)}"
-
-
-def _refuse(_value: object) -> NoReturn:
-    raise TypeError
 
 
 def _text(content: object) -> str:

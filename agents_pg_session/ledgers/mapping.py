@@ -28,7 +28,18 @@ from agents_pg_session.records import (
 )
 from agents_pg_session.texts import shown
 
-__all__ = ["event", "moment", "readable", "run", "session_info", "snapshot", "sums", "tool_run", "waiting_run"]
+__all__ = [
+    "event",
+    "moment",
+    "readable",
+    "run",
+    "session_info",
+    "snapshot",
+    "sums",
+    "tool_run",
+    "unreadable",
+    "waiting_run",
+]
 
 _T = TypeVar("_T")
 
@@ -48,10 +59,15 @@ def readable(place: str, column: str, read: Callable[[Any], _T], value: object) 
     try:
         return read(value)
     except _UNREADABLE:
-        raise SessionError(
-            f"{place}: its column {column} holds what this package never writes there, so somebody edited it by hand; "
-            "mend that row with SQL, or delete the session"
-        ) from None
+        raise unreadable(place, column) from None
+
+
+def unreadable(place: str, column: str) -> SessionError:
+    """Return the error that says where a row was edited by hand, and what to do."""
+    return SessionError(
+        f"{place}: its column {column} holds what this package never writes there, so somebody edited it by hand; "
+        "mend that row with SQL, or delete the session"
+    )
 
 
 def moment(value: datetime | str) -> datetime:
@@ -151,17 +167,13 @@ def _fields(
             fields[name] = readable(place, name, read, fields[name])
     for name, types in _types_of(record):
         if not isinstance(fields[name], types):
-            readable(place, name, _refuse, fields[name])
+            raise unreadable(place, name)
     return fields
 
 
 @cache
 def _types_of(record: type) -> tuple[tuple[str, tuple[type, ...]], ...]:
     return tuple((name, _TYPES[kind]) for name, kind in record.__annotations__.items() if kind in _TYPES)
-
-
-def _refuse(value: object) -> None:
-    raise TypeError(type(value).__name__)
 
 
 def _session(row: Row[Any]) -> str:
