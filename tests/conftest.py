@@ -161,9 +161,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", BACKENDS + POOLED if pooled else BACKENDS, indirect=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pgbouncer(server_url: str) -> Iterator[Callable[[str], PgBouncer]]:
-    """A function that returns a running PgBouncer: `plain`, or one `tracking` prepared statements."""
+    """A function that returns a running PgBouncer: `plain`, or one `tracking` prepared statements.
+
+    It ends with the module: other tests count the connections of ours that are left at the server, and its are among
+    them.
+    """
     running: dict[str, PgBouncer] = {}
 
     def start(kind: str) -> PgBouncer:
