@@ -23,7 +23,14 @@ from pathlib import Path
 import asyncpg
 from sqlalchemy import make_url
 
-from agents_pg_session.testing.server import _die_with_parent, _free_port, _in_user_namespace, _namespace_works
+from agents_pg_session.testing.processes import (
+    PATIENCE,
+    die_with_parent,
+    end,
+    free_port,
+    in_user_namespace,
+    namespace_works,
+)
 
 __all__ = ["PgBouncer", "find_pgbouncer"]
 
@@ -40,9 +47,6 @@ _SETTINGS = {
     "server_login_retry": "1",  # by default, 15 s after the server refused one connection it is not asked for another
 }
 
-#: Seconds a PgBouncer may take to start or to end, on a slow and busy machine.
-_PATIENCE = 30
-
 
 class PgBouncer:
     """One PgBouncer before the server of *server_url*, under that URL's user; its folder goes with it.
@@ -54,7 +58,7 @@ class PgBouncer:
     def __init__(self, program: Path, server_url: str, *, settings: Mapping[str, str] | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="agents-pg-pgbouncer-"))
         self.version = version_of(program)
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._become, self._program = _somebody_else(program, self.folder)
         server = make_url(server_url)
@@ -94,10 +98,10 @@ class PgBouncer:
                 [self._program, self._ini],
                 stdout=log,
                 stderr=log,
-                preexec_fn=lambda: _die_with_parent(self._become),
+                preexec_fn=lambda: die_with_parent(self._become),
                 cwd=self.folder,
             )
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while not self._accepts():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"PgBouncer did not start:\n{self.log}")
@@ -125,17 +129,9 @@ class PgBouncer:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def _end(self, how: signal.Signals) -> None:
-        if self._process is None:
-            return
-        self._process.send_signal(how)
-        try:
-            self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            raise
-        finally:
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            end(process, how)
 
 
 def find_pgbouncer(*, tracks_statements: bool) -> Path | None:
@@ -168,8 +164,8 @@ def _somebody_else(program: Path, folder: Path) -> tuple[Callable[[], None], Pat
     """
     if os.geteuid() != 0:
         return (lambda: None), program
-    if _namespace_works():
-        return _in_user_namespace, program
+    if namespace_works():
+        return in_user_namespace, program
     nobody = pwd.getpwnam("nobody")
     folder.chmod(0o755)
     if (program.parent.parent / "lib" / "loader").is_file():  # one of ours, in a folder that may be root's own

@@ -6,13 +6,10 @@ Looked for in this order: `AGENTS_PG_TEST_URL` (a server that runs already), `AG
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pwd
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -22,10 +19,16 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["Server", "find_binaries"]
+from agents_pg_session.testing.processes import (
+    PATIENCE,
+    die_with_parent,
+    end,
+    free_port,
+    in_user_namespace,
+    namespace_works,
+)
 
-_CLONE_NEWUSER = 0x10000000
-_PR_SET_PDEATHSIG = 1
+__all__ = ["Server", "find_binaries"]
 
 _SETTINGS = {
     # Tests need speed, not survival of a power cut. A crash here is one of processes: what they gave to the kernel
@@ -40,9 +43,6 @@ _SETTINGS = {
     # A standby that has just started looks for its primary again soon, not after five seconds.
     "wal_retrieve_retry_interval": "200ms",
 }
-
-#: Seconds a server may take to start, to end or to fall in step, on a slow and busy machine.
-_PATIENCE = 60
 
 
 class Server:
@@ -67,7 +67,7 @@ class Server:
         self._settings = dict(settings or {})
         self._as_user, self.binaries = (become, binaries) if become else _somebody_else(binaries, self.folder)
         self.data = (folder or self.folder) / "data"
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._spawner: ThreadPoolExecutor | None = None
         if copy_of is None:
@@ -89,7 +89,7 @@ class Server:
 
     def start(self) -> None:
         """Start the server, again after `crash` on the same port, and return when it accepts connections."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         has_run = self._process is not None
         self._process = self._spawn()
         ready: list[str | Path] = [
@@ -137,7 +137,7 @@ class Server:
         standby.start()
         self.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
         self.sql("SELECT pg_reload_conf()")
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         in_step = f"SELECT sync_state FROM pg_stat_replication WHERE application_name = '{name}'"
         while self.sql(in_step) != "sync":
             if time.monotonic() > deadline:
@@ -147,7 +147,7 @@ class Server:
 
     def promote(self) -> None:
         """Make a standby a primary, and return when it takes writes."""
-        if self.sql(f"SELECT pg_promote(true, {_PATIENCE})") != "t":
+        if self.sql(f"SELECT pg_promote(true, {PATIENCE})") != "t":
             raise RuntimeError(f"the standby was not promoted:\n{self._log()}")
 
     def sql(self, statement: str) -> str:
@@ -162,7 +162,7 @@ class Server:
             "-c",
             statement,
         ]
-        ran = subprocess.run(psql, check=True, capture_output=True, text=True, timeout=_PATIENCE)
+        ran = subprocess.run(psql, check=True, capture_output=True, text=True, timeout=PATIENCE)
         return ran.stdout.strip()
 
     def _make(self, program: str, *options: str) -> None:
@@ -193,7 +193,7 @@ class Server:
                 [self.binaries / "postgres", "-D", self.data, "-p", str(self.port), *options],
                 stdout=log,
                 stderr=log,
-                preexec_fn=lambda: _die_with_parent(self._as_user),
+                preexec_fn=lambda: die_with_parent(self._as_user),
                 cwd=self.folder,
             )
 
@@ -205,15 +205,8 @@ class Server:
         return (self.folder / "log").read_text()
 
     def _end(self, how: signal.Signals) -> None:
-        if self._process is None:
-            return
-        self._process.send_signal(how)
-        try:
-            self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            raise
+        if self._process is not None:
+            end(self._process, how)
 
 
 def find_binaries() -> Path | None:
@@ -242,8 +235,8 @@ def _somebody_else(binaries: Path, folder: Path) -> tuple[Callable[[], None], Pa
     """
     if os.geteuid() != 0:
         return (lambda: None), binaries
-    if _namespace_works():
-        return _in_user_namespace, binaries
+    if namespace_works():
+        return in_user_namespace, binaries
     nobody = pwd.getpwnam("nobody")
     copy = folder / "postgres"
     shutil.copytree(binaries.parent, copy, symlinks=True)
@@ -256,33 +249,3 @@ def _somebody_else(binaries: Path, folder: Path) -> tuple[Callable[[], None], Pa
         os.setuid(nobody.pw_uid)
 
     return become_nobody, copy / "bin"
-
-
-def _namespace_works() -> bool:
-    try:
-        return subprocess.run(["id", "-u"], preexec_fn=_in_user_namespace, capture_output=True).stdout == b"1000\n"
-    except subprocess.SubprocessError:
-        return False
-
-
-def _in_user_namespace() -> None:
-    uid, gid = os.geteuid(), os.getegid()
-    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUSER) != 0:
-        raise OSError(ctypes.get_errno(), "no user namespaces here")
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"1000 {uid} 1")
-    Path("/proc/self/gid_map").write_text(f"1000 {gid} 1")
-
-
-def _die_with_parent(become: Callable[[], None]) -> None:
-    become()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
-
-
-def _free_port() -> int:
-    """A port below those that Linux hands to outgoing connections, so that none of them takes it before we do."""
-    for port in random.sample(range(15_000, 32_000), 100):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise RuntimeError("no free port on loopback")

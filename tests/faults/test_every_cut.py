@@ -132,6 +132,28 @@ async def healed(proxy: Proxy, store: SessionStore) -> None:
         await asyncio.sleep(0.002)
 
 
+async def disturbed(
+    verb: Verb, faults: Sequence[Fault], peace: Undisturbed, store: SessionStore, observer: asyncpg.Connection,
+    proxy: Proxy, new_id: Callable[[], str],
+) -> None:  # fmt: skip
+    """Run *verb* while *faults* happen one after the other: it must answer and leave what it does in peace, once."""
+    session = store.session(new_id())
+    proxy.faults = 0
+
+    def arm() -> None:
+        proxy.fault, *proxy.later = faults
+        if peace.holds_its_lock(faults[-1]):
+            asyncio.get_running_loop().call_later(2 * (1 + len(faults)) * PATIENCE, proxy.heal)
+
+    answer = await verb(session, arm)
+
+    assert proxy.faults == len(faults), faults
+    assert answer == peace.answer, faults
+    assert await known(observer, session) == peace.new, faults
+    await healed(proxy, store)
+    assert await known(observer, session) == peace.new, (faults, "arrived late")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("how", HOW)
 async def test_a_verb_disturbed_anywhere_takes_effect_once(
@@ -143,21 +165,7 @@ async def test_a_verb_disturbed_anywhere_takes_effect_once(
         async with warm_store(proxied_url, driver) as store:
             peace = await undisturbed(VERBS[verb], how, "statement", store, observer, proxy, new_id)
             for point in sample(verb, peace.points, thorough, 3 if how == "cut" else 1):
-                session = store.session(new_id())
-                proxy.faults = 0
-
-                def arm(point: Fault = point, peace: Undisturbed = peace) -> None:
-                    proxy.fault = point
-                    if peace.holds_its_lock(point):
-                        asyncio.get_running_loop().call_later(4 * PATIENCE, proxy.heal)
-
-                answer = await VERBS[verb](session, arm)
-
-                assert proxy.faults == 1, (driver, point)
-                assert answer == peace.answer, (driver, point)
-                assert await known(observer, session) == peace.new, (driver, point)
-                await healed(proxy, store)
-                assert await known(observer, session) == peace.new, (driver, point, "arrived late")
+                await disturbed(VERBS[verb], [point], peace, store, observer, proxy, new_id)
                 tally.add("Every cut", **{f"points {how}": 1, "acknowledged": 1, "lost": 0, "doubled": 0})
 
 
@@ -173,21 +181,7 @@ async def test_a_verb_whose_recovery_is_disturbed_takes_effect_once(
         async with warm_store(proxied_url, driver) as store:
             peace = await undisturbed(VERBS[verb], how, "recovery", store, observer, proxy, new_id)
             for point in sample(verb, peace.points, thorough, 2):
-                session = store.session(new_id())
-                proxy.faults = 0
-
-                def arm(point: Fault = point, peace: Undisturbed = peace) -> None:
-                    proxy.fault, proxy.later = ANSWER, [point]
-                    if peace.holds_its_lock(point):
-                        asyncio.get_running_loop().call_later(6 * PATIENCE, proxy.heal)
-
-                answer = await VERBS[verb](session, arm)
-
-                assert proxy.faults == 2, (driver, point)
-                assert answer == peace.answer, (driver, point)
-                assert await known(observer, session) == peace.new, (driver, point)
-                await healed(proxy, store)
-                assert await known(observer, session) == peace.new, (driver, point, "arrived late")
+                await disturbed(VERBS[verb], [ANSWER, point], peace, store, observer, proxy, new_id)
                 tally.add("Every cut", **{f"points {how} in recovery": 1, "acknowledged": 1, "lost": 0, "doubled": 0})
 
 
