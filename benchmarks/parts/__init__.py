@@ -1,0 +1,36 @@
+"""The benchmarks, in the order they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from benchmarks.parts.footprint import footprint
+from benchmarks.parts.foreign_keys import foreign_keys
+from benchmarks.parts.history import history
+from benchmarks.parts.latency import latency, round_trips
+from benchmarks.parts.size import size
+from benchmarks.parts.sqlite import sqlite
+from benchmarks.parts.storage import bloat, storage
+from benchmarks.parts.throughput import contended, heavy, throughput
+from benchmarks.world import World
+
+__all__ = ["PARTS", "SCALED"]
+
+PARTS: Mapping[str, Callable[[World], Coroutine[Any, Any, None]]] = {
+    "round-trips": round_trips,
+    "latency": latency,
+    "throughput": throughput,
+    "contended": contended,
+    "heavy": heavy,
+    "history": history,
+    "sqlite": sqlite,
+    "foreign-keys": foreign_keys,
+    "storage": storage,
+    "footprint": footprint,
+    "size": size,
+    "bloat": bloat,
+}
+
+#: What the big run is for: everything else is the same at any size.
+SCALED = ["size", "bloat"]
