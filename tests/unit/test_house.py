@@ -114,3 +114,16 @@ def test_no_file_holds_a_registry_or_a_path_of_a_machine() -> None:
     """What is committed works anywhere."""
     for file in (ROOT / "requirements").glob("*.txt"):
         assert not re.search(r"https?://|/(?:home|root|work)/", file.read_text()), file
+
+
+def test_every_promise_names_a_test_that_is_there() -> None:
+    """What the pages call the test of a promise is a test, or a file of tests."""
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    there = {file.name for file in files} | {
+        name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    for page in ("guarantees.md", "locks.md"):
+        named = set(re.findall(r"\btest_\w+(?:\.py)?", (ROOT / "docs" / page).read_text()))
+
+        assert named
+        assert named <= there, page
