@@ -164,7 +164,7 @@ async def test_a_verb_disturbed_anywhere_takes_effect_once(
     for driver in DRIVERS if how == "cut" else chosen(verb, DRIVERS, thorough):
         async with warm_store(proxied_url, driver) as store:
             peace = await undisturbed(VERBS[verb], how, "statement", store, observer, proxy, new_id)
-            for point in sample(verb, peace.points, thorough, 3 if how == "cut" else 1):
+            for point in sample(verb, peace.points, thorough, 2 if how == "cut" else 1):
                 await disturbed(VERBS[verb], [point], peace, store, observer, proxy, new_id)
                 tally.add("Every cut", **{f"points {how}": 1, "acknowledged": 1, "lost": 0, "doubled": 0})
 
@@ -180,7 +180,7 @@ async def test_a_verb_whose_recovery_is_disturbed_takes_effect_once(
     for driver, how in chosen(verb, ways, thorough):
         async with warm_store(proxied_url, driver) as store:
             peace = await undisturbed(VERBS[verb], how, "recovery", store, observer, proxy, new_id)
-            for point in sample(verb, peace.points, thorough, 2):
+            for point in sample(verb, peace.points, thorough, 1):
                 await disturbed(VERBS[verb], [ANSWER, point], peace, store, observer, proxy, new_id)
                 tally.add("Every cut", **{f"points {how} in recovery": 1, "acknowledged": 1, "lost": 0, "doubled": 0})
 
@@ -199,7 +199,7 @@ async def test_a_verb_cancelled_anywhere_takes_effect_whole_or_not_at_all(
                 released = store.session(new_id())
                 await VERBS["release"](released, in_peace)
                 allowed.append(await known(observer, released))
-            for point in sample(verb, peace.points, thorough, 2):
+            for point in sample(verb, peace.points, thorough, 1):
                 await VERBS[verb](store.session(new_id()), in_peace)  # the one before lost its connection
                 session = store.session(new_id())
                 proxy.faults = 0
