@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any, NoReturn, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
+from agents_pg_session.drivers import Rows, driver_of
 from agents_pg_session.errors import SchemaOutdated, SessionClosed, SessionError, StorageUnavailable
 from agents_pg_session.failures import STALE_PLAN, Verdict, cause_to_show, describe, judge, sqlstate_of
 from agents_pg_session.patience import Budget, TimeLimit, cancellations, settled
 from agents_pg_session.pools import Engines
 from agents_pg_session.schema import UPGRADE_COMMAND, checked_schema, create
-from agents_pg_session.statements import Command, Statements, Step, Subject, Write
+from agents_pg_session.statements import Command, Statements, Subject, Write
 from agents_pg_session.statements.postgres import PostgresStatements
 from agents_pg_session.statements.reads import Reads
 from agents_pg_session.statements.sqlite import SQLiteStatements
@@ -49,7 +50,6 @@ IN_DOUBT = "; the answer was lost, so it has taken effect once, whole, or not at
 #: primary that was demoted), or this connection has prepared its statements over columns that have changed since.
 ON_ANOTHER_CONNECTION = frozenset({"25006", STALE_PLAN})
 
-Rows = Sequence[Row[Any]]
 _T = TypeVar("_T")
 
 
@@ -76,6 +76,7 @@ class Database:
     ) -> None:
         self._engines = engines
         self._on_postgres = engines.engine.dialect.name == "postgresql"
+        self._driver = driver_of(engines.engine.dialect)
         self._schema = checked_schema(schema) if self._on_postgres else None
         self.sql: Statements = PostgresStatements(schema) if self._on_postgres else SQLiteStatements()
         self.reads = Reads(self._schema)
@@ -154,16 +155,27 @@ class Database:
 
     async def transaction(self, verb: str, work: Callable[[Connection], _T], *, writes: bool = True) -> _T:
         """Run *work* on a connection inside one transaction: for schema work, which may be repeated from its start."""
-        command = Command(Subject(verb, writes=writes), ())
-        budget = self.budget()
+        subject, budget = Subject(verb, writes=writes), self.budget()
 
-        async def step(connection: AsyncConnection) -> _T:
-            return await connection.run_sync(work)
+        async def in_transaction(connection: AsyncConnection, _driver_connection: object) -> _T:
+            if self._on_postgres:
+                async with connection.begin():
+                    return await connection.run_sync(work)
+            # Spoken directly: the driver would begin later, and find its snapshot stale.
+            await connection.execute(text("BEGIN IMMEDIATE" if writes else "BEGIN"))
+            try:
+                result = await connection.run_sync(work)
+            except BaseException:
+                await connection.execute(text("ROLLBACK"))
+                raise
+            await connection.execute(text("COMMIT"))
+            return result
 
         async def attempt() -> _T:
-            return await self._on_connection(command, budget, step)
+            isolation = "READ COMMITTED" if self._on_postgres else None
+            return await self._on_connection(subject, budget, in_transaction, isolation=isolation)
 
-        return await settled(self._persist(attempt, budget, command.subject), budget)
+        return await settled(self._persist(attempt, budget, subject), budget)
 
     async def _ensure_tables(self) -> None:
         if self._create_tables and self._schema not in self._engines.created:
@@ -201,12 +213,12 @@ class Database:
         assert write.outcome is not None, "what can be in doubt can be asked about"
         fence, outcome = write.fence(operation_id), write.outcome(operation_id)
 
-        async def on_one_connection(connection: AsyncConnection) -> Rows:
+        async def on_one_connection(_connection: AsyncConnection, driver_connection: Any) -> Rows:
             # With several hosts, another connection of the pool may lead to a standby, which has not seen it all yet.
-            await _run(connection, fence.steps)
-            return await _run(connection, outcome.steps)
+            await self._driver.run(driver_connection, fence)
+            return await self._driver.run(driver_connection, outcome)
 
-        return await self._on_connection(fence, budget, on_one_connection)
+        return await self._on_connection(fence.subject, budget, on_one_connection)
 
     async def _persist(self, attempt: Callable[[], Awaitable[_T]], budget: Budget, subject: Subject) -> _T:
         """Make one attempt, then more with growing pauses as long as the failure may pass and the budget lasts."""
@@ -230,12 +242,25 @@ class Database:
         raise self._unavailable(subject, first, last) from cause_to_show(last.error)
 
     async def _attempt(self, command: Command, budget: Budget) -> Rows:
-        return await self._on_connection(command, budget, lambda connection: _run(connection, command.steps))
+        async def run(_connection: AsyncConnection, driver_connection: Any) -> Rows:
+            return await self._driver.run(driver_connection, command)
+
+        return await self._on_connection(command.subject, budget, run)
 
     async def _on_connection(
-        self, command: Command, budget: Budget, work: Callable[[AsyncConnection], Awaitable[_T]]
+        self,
+        subject: Subject,
+        budget: Budget,
+        work: Callable[[AsyncConnection, Any], Awaitable[_T]],
+        *,
+        isolation: str | None = None,
     ) -> _T:
-        """Take a connection, do the work on it and give it back; a connection in an unknown state is thrown away."""
+        """Take a connection, do the work on it and give it back; a connection in an unknown state is thrown away.
+
+        It comes in autocommit, unless another *isolation* is asked for. *work* gets it from SQLAlchemy and as the
+        driver has it.
+        """
+        isolation = isolation or (None if self._engines.owned else "AUTOCOMMIT")
         sent = False
         connection: AsyncConnection | None = None
         limit = TimeLimit()
@@ -244,25 +269,27 @@ class Database:
         async with AsyncExitStack() as turn:
             try:
                 async with asyncio.timeout_at(budget.deadline):
-                    await turn.enter_async_context(self._engines.turn())
-                    connection = await self._engines.current().connect()
-                    if (isolation := self._isolation(command)) is not None:
+                    await turn.enter_async_context(self._engines.turn(writes=subject.writes))
+                    connection = await self._engines.connect()
+                    if isolation is not None:
                         await connection.execution_options(isolation_level=isolation)
+                driver_connection = _driver_connection(connection)
                 sent = True
                 if self._on_postgres:
-                    limit.start(connection, budget.until(self._command_timeout))
-                async with self._transaction_on(connection, command):
-                    return await work(connection)
+                    limit.start(driver_connection, budget.until(self._command_timeout))
+                return await work(connection, driver_connection)
             except Exception as failure:
                 error = self._told(failure, sent=sent, in_time=not limit.reached)
                 verdict = judge(error, sent=sent)
                 if connection is not None and (verdict is Verdict.DOUBT or sqlstate_of(error) in ON_ANOTHER_CONNECTION):
                     await connection.invalidate()
+                if sent and verdict is Verdict.DOUBT:
+                    self._engines.suspect()
                 if cancellations() > cancelled_before:
                     raise asyncio.CancelledError from failure  # the driver told its own story on the way out
                 if verdict is Verdict.FOREIGN:
                     raise
-                raise self._failure(command.subject, error, verdict) from cause_to_show(error)
+                raise self._failure(subject, error, verdict) from cause_to_show(error)
             finally:
                 limit.stop()
                 if connection is not None:
@@ -279,25 +306,14 @@ class Database:
     async def _give_back(self, connection: AsyncConnection, *, ready: bool) -> None:
         """Return a connection to its pool: without a pause, unless there is something to end, and then undisturbed."""
         # Its pool is gone, so nobody else would close it. Or setting its isolation level was interrupted: nobody would
-        # set it back, and what the next verb writes would wait for a COMMIT that never comes.
-        if self._closed or not ready:
+        # set it back. Or it is in a transaction still: what the next verb writes would wait for a COMMIT that never
+        # comes.
+        if not connection.invalidated and (
+            self._closed or not ready or not self._driver.is_idle(_driver_connection(connection))
+        ):
             await connection.invalidate()
         closing = connection.close()
         await (asyncio.shield(closing) if connection.invalidated or cancellations() else closing)
-
-    def _isolation(self, command: Command) -> str | None:
-        """One statement commits itself.
-
-        Several see what committed before each of them, whatever the server's default.
-        """
-        if self._on_postgres and len(command.steps) != 1:
-            return "READ COMMITTED"
-        return None if self._engines.owned else "AUTOCOMMIT"
-
-    def _transaction_on(self, connection: AsyncConnection, command: Command) -> AbstractAsyncContextManager[Any]:
-        if self._on_postgres:
-            return nullcontext() if len(command.steps) == 1 else connection.begin()
-        return _SQLiteTransaction(connection) if command.subject.writes else nullcontext()
 
     def _failure(self, what: Subject, error: Exception, verdict: Verdict) -> Exception:
         match verdict:
@@ -338,30 +354,10 @@ class Database:
         return f"{url.get_backend_name()} {place}{'/' if place else ''}{url.database or ''}".strip()
 
 
-class _SQLiteTransaction:
-    """`BEGIN IMMEDIATE … COMMIT`, spoken directly: the driver would begin later, and find its snapshot stale."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-
-    async def __aenter__(self) -> None:
-        await self._connection.execute(text("BEGIN IMMEDIATE"))
-
-    async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
-        if kind is None:
-            await self._connection.execute(text("COMMIT"))
-        else:  # not left to the pool: an engine may be told not to roll back in autocommit
-            await self._connection.execute(text("ROLLBACK"))
-
-
-async def _run(connection: AsyncConnection, steps: tuple[Step, ...]) -> Rows:
-    rows: Rows = ()
-    for step in steps:
-        result = await connection.execute(step.clause, step.values)
-        rows = result.all() if result.returns_rows else ()
-        if step.decisive and not rows:
-            break
-    return rows
+def _driver_connection(connection: AsyncConnection) -> Any:
+    """Return the connection as its driver made it."""
+    assert connection.sync_connection is not None
+    return connection.sync_connection.connection.driver_connection
 
 
 def _log_retry(what: Subject, state: RetryCallState) -> None:

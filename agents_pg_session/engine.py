@@ -108,6 +108,7 @@ def _postgres_arguments(drivername: str) -> dict[str, Any]:
         }
     return {
         "timeout": CONNECT_TIMEOUT,
+        "max_cached_statement_lifetime": 0,  # as long as their connection: a handful of texts serves all
         "server_settings": {"application_name": APPLICATION_NAME},
         "async_creator_fn": connect_in_turn,
     }

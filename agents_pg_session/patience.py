@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from agents_pg_session.wire import hang_up
 
 __all__ = ["PARTING", "Budget", "TimeLimit", "cancellations", "settled"]
@@ -54,10 +52,7 @@ class TimeLimit:
     reached = False
     _alarm: asyncio.TimerHandle | None = None
 
-    def start(self, connection: AsyncConnection, deadline: float) -> None:
-        assert connection.sync_connection is not None
-        # Looked up now: by then SQLAlchemy may have let go of it, and would make another one to answer.
-        driver_connection = connection.sync_connection.connection.driver_connection
+    def start(self, driver_connection: object, deadline: float) -> None:
         self._alarm = asyncio.get_running_loop().call_at(deadline, self._hang_up, driver_connection)
 
     def stop(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -17,13 +18,16 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary, finalize, ref
 
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool, StaticPool
 
 from agents_pg_session.engine import checked_settings, create_engine, memory_keeper, named_memory_url
 from agents_pg_session.errors import SessionError
 
 __all__ = ["BorrowedEngine", "Engines", "OwnEngines"]
+
+#: Under this name a connection carries the time it was first taken from its pool, until it is replaced.
+_SEEN_FIRST = "agents_pg_session.seen_first"
 
 #: Seconds `close` waits for a pool to be closed in a loop that runs in another thread.
 CLOSE_TIMEOUT = 5.0
@@ -51,8 +55,16 @@ class Engines(Protocol):
         """Return the engine to use in the running loop."""
         ...
 
-    def turn(self) -> AbstractAsyncContextManager[None]:
-        """Wait for one's turn: for a place in the pool, or where all tasks share a single connection, for that."""
+    def turn(self, *, writes: bool) -> AbstractAsyncContextManager[None]:
+        """Wait for one's turn: for a place in the pool, or where only one can do something, for that."""
+        ...
+
+    async def connect(self) -> AsyncConnection:
+        """Take a connection that is not suspected to be lost; only with one's turn is there one at once."""
+        ...
+
+    def suspect(self) -> None:
+        """Suspect all connections made so far: one was lost, and a server seldom loses one alone."""
         ...
 
     async def close(self) -> None:
@@ -105,8 +117,14 @@ class OwnEngines:
             pool = self._open(loop)
         return pool.engine
 
-    def turn(self) -> AbstractAsyncContextManager[None]:
-        return _turn(self.current())
+    def turn(self, *, writes: bool) -> AbstractAsyncContextManager[None]:
+        return _turn(self.current(), writes)
+
+    async def connect(self) -> AsyncConnection:
+        return await _connect(self.current())
+
+    def suspect(self) -> None:
+        _facts_of(self.current()).suspected_at = time.monotonic()
 
     async def close(self) -> None:
         """Dispose the engines of all loops; in a loop that runs elsewhere, over there."""
@@ -209,8 +227,14 @@ class BorrowedEngine:
             _refuse_second_loop(self.engine)
         return self.engine
 
-    def turn(self) -> AbstractAsyncContextManager[None]:
-        return _turn(self.current())
+    def turn(self, *, writes: bool) -> AbstractAsyncContextManager[None]:
+        return _turn(self.current(), writes)
+
+    async def connect(self) -> AsyncConnection:
+        return await _connect(self.current())
+
+    def suspect(self) -> None:
+        _facts_of(self.current()).suspected_at = time.monotonic()
 
     async def close(self) -> None:
         """Nothing: who opens, closes."""
@@ -226,6 +250,8 @@ class _PoolFacts:
     loop: ref[asyncio.AbstractEventLoop] | None = None
     created: set[str | None] = field(default_factory=set)
     turnstile: threading.Lock = field(default_factory=threading.Lock)
+    writing: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = field(default_factory=WeakKeyDictionary)
+    suspected_at: float = 0.0  #: connections that are older may be lost
 
 
 _facts: WeakKeyDictionary[Engine, _PoolFacts] = WeakKeyDictionary()
@@ -250,6 +276,18 @@ def _line_for(pool: Pool) -> asyncio.Semaphore | None:
     if not isinstance(pool, AsyncAdaptedQueuePool) or overflow < 0:
         return None
     return asyncio.Semaphore(pool.size() + overflow)
+
+
+async def _connect(engine: AsyncEngine) -> AsyncConnection:
+    """Take a connection from the pool; those made before another one was lost are replaced on the way."""
+    facts = _facts_of(engine)
+    while True:
+        connection = await engine.connect()
+        if connection.info.setdefault(_SEEN_FIRST, time.monotonic()) >= facts.suspected_at:
+            return connection
+        # Emptied, it is made anew by whoever takes it next.
+        await connection.invalidate()
+        await connection.close()
 
 
 def _refuse_another_process(engine: AsyncEngine) -> None:
@@ -280,11 +318,22 @@ def _refuse_second_loop(engine: AsyncEngine) -> None:
         )
 
 
-def _turn(engine: AsyncEngine) -> AbstractAsyncContextManager[None]:
+def _turn(engine: AsyncEngine, writes: bool) -> AbstractAsyncContextManager[None]:
     """One connection for all (`StaticPool`): two tasks on it would end each other's transactions. Else, first come."""
+    facts = _facts_of(engine)
     if isinstance(engine.sync_engine.pool, StaticPool):
-        return _one_at_a_time(_facts_of(engine).turnstile)
-    return _facts_of(engine).line or nullcontext()
+        return _one_at_a_time(facts.turnstile)
+    if writes and engine.dialect.name == "sqlite":
+        return _one_writer(facts)
+    return facts.line or nullcontext()
+
+
+@asynccontextmanager
+async def _one_writer(facts: _PoolFacts) -> AsyncIterator[None]:
+    """SQLite has one writer at a time, and sleeps between looks at its lock: our own writers come in turn instead."""
+    loop = asyncio.get_running_loop()
+    async with facts.writing.setdefault(loop, asyncio.Lock()), facts.line or nullcontext():
+        yield
 
 
 @asynccontextmanager

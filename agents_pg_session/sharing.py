@@ -67,6 +67,8 @@ class _Share:
         self.created = pooled.engines.created
         self.current = pooled.engines.current
         self.turn = pooled.engines.turn
+        self.connect = pooled.engines.connect
+        self.suspect = pooled.engines.suspect
 
     @property
     def engine(self) -> AsyncEngine:

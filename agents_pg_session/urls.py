@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlencode
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-__all__ = ["DRIVERS", "WITHOUT_PREPARED_STATEMENTS", "engine_url"]
+__all__ = ["DRIVERS", "WITHOUT_PREPARED_STATEMENTS", "WRITE_A_URL", "engine_url"]
 
 _Number = TypeVar("_Number", int, float)
 
@@ -37,7 +37,7 @@ WITHOUT_PREPARED_STATEMENTS: Mapping[str, Mapping[str, Any]] = {
     "postgresql+psycopg": {"prepare_threshold": None},
 }
 
-_WRITE = "write postgresql+asyncpg://, postgresql+psycopg:// or sqlite+aiosqlite://"
+WRITE_A_URL = "write postgresql+asyncpg://, postgresql+psycopg:// or sqlite+aiosqlite://"
 
 # scheme :// user:password@, the way SQLAlchemy reads it. `?+` never gives back what it took: a comma or a slash inside
 # the password does not make a piece of it look like a host, which error messages name.
@@ -102,7 +102,7 @@ def engine_url(url: str | URL) -> tuple[URL, dict[str, Any]]:
     parsed = _parsed(url)
     driver = DRIVERS.get(parsed.drivername)
     if driver is None:
-        raise ValueError(f"{parsed.drivername}:// is not an asynchronous driver this package can use; {_WRITE}")
+        raise ValueError(f"{parsed.drivername}:// is not an asynchronous driver this package can use; {WRITE_A_URL}")
     parsed = parsed.set(drivername=driver)
     if driver == "postgresql+asyncpg":
         return _for_asyncpg(parsed)
@@ -115,7 +115,7 @@ def _parsed(url: str | URL) -> URL:
     if isinstance(url, URL):
         return url
     if not isinstance(url, str) or "://" not in url:
-        raise ValueError(f"the database URL has no scheme; {_WRITE}")
+        raise ValueError(f"the database URL has no scheme; {WRITE_A_URL}")
     if any("\ud800" <= character <= "\udfff" for character in url):
         raise ValueError("the database URL holds a lone surrogate, which has no UTF-8: write such bytes as %XX")
     if not url.startswith("sqlite") and _STRAY_AT.match(url):
@@ -129,7 +129,7 @@ def _parsed(url: str | URL) -> URL:
         return make_url(url)
     except (ArgumentError, ValueError):
         raise ValueError(
-            f"the database URL cannot be read (is a character of the password unescaped?); {_WRITE}"
+            f"the database URL cannot be read (is a character of the password unescaped?); {WRITE_A_URL}"
         ) from None
 
 

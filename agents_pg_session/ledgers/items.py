@@ -13,9 +13,7 @@ from itertools import groupby
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Row
-
-from agents_pg_session.database import Rows
+from agents_pg_session.drivers import Row, Rows
 from agents_pg_session.entries import Entry, Guard, compose
 from agents_pg_session.errors import SessionConflict
 from agents_pg_session.labels import checked_number
@@ -115,7 +113,7 @@ class Items:
         window = limit if limit is None else min(limit, _NO_MORE_THAN)
         while True:
             rows = await self._read(key, window)
-            items = [placed.item for placed in self._placed(key, rows)]
+            items = [item for row in rows if (item := _decoded(key, row)) is not None]
             if limit is None or window is None or len(items) >= limit or len(rows) < window:
                 return items[:limit][::-1]
             window = min(2 * window, _NO_MORE_THAN)
@@ -264,21 +262,22 @@ class Items:
                 yield StoredItem(*_places(key, row), row.run_id, created_at, item)
 
 
-def _decoded(key: Key, row: Row[Any]) -> Item | None:
-    item = decode(row.item) if isinstance(row.item, str) else None
+def _decoded(key: Key, row: Row) -> Item | None:
+    text = row[-1]  # every statement that reads items answers them last
+    item = decode(text) if isinstance(text, str) else None
     if item is None:
         logger.warning("session %r: the row at position %s holds no item; skipped", key.session_id, row.position)
     return item
 
 
-def _places(key: Key, row: Row[Any]) -> tuple[int, int]:
+def _places(key: Key, row: Row) -> tuple[int, int]:
     """Where an item stands: its position and its turn."""
     if type(row.position) is int and type(row.turn) is int:
         return row.position, row.turn
     raise unreadable(_place(key, row), "turn" if type(row.position) is int else "position")
 
 
-def _place(key: Key, row: Row[Any]) -> str:
+def _place(key: Key, row: Row) -> str:
     return f"session {key.session_id!r}, item at position {shown(row.position)}"
 
 

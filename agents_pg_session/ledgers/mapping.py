@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Row
-
+from agents_pg_session.drivers import Row
 from agents_pg_session.errors import SessionError
 from agents_pg_session.records import (
     JSON,
@@ -91,36 +90,36 @@ def _object(text: str) -> dict[str, JSON]:
     return value
 
 
-def session_info(row: Row[Any]) -> SessionInfo:
+def session_info(row: Row) -> SessionInfo:
     names = {"tenant_id": "tenant", "last_event_id": "event_count"}
     times = ("created_at", "updated_at", "active_at", "ended_at", "expires_at")
     return SessionInfo(**_fields(SessionInfo, row, _session(row), names, times=times, objects=("metadata",)))
 
 
-def run(row: Row[Any]) -> Run:
+def run(row: Row) -> Run:
     place = f"{_session(row)}, run {shown(row.run_id)}"
     return Run(**_fields(Run, row, place, times=("started_at", "last_seen_at", "finished_at"), values=("details",)))
 
 
-def tool_run(row: Row[Any]) -> ToolRun:
+def tool_run(row: Row) -> ToolRun:
     place = f"{_session(row)}, tool run of the call at position {shown(row.call_position)}"
     names = {"tenant_id": "tenant", "call_position": "position"}
     times = ("created_at", "started_at", "finished_at")
     return ToolRun(**_fields(ToolRun, row, place, names, times=times, values=("arguments",)))
 
 
-def event(row: Row[Any]) -> Event:
+def event(row: Row) -> Event:
     place = f"{_session(row)}, event {shown(row.event_id)}"
     return Event(**_fields(Event, row, place, times=("created_at",), values=("payload",)))
 
 
-def snapshot(row: Row[Any]) -> Snapshot:
+def snapshot(row: Row) -> Snapshot:
     place = f"{_session(row)}, snapshot {shown(row.kind)} version {shown(row.version)}"
     names, times = {"through_position": "through"}, ("created_at", "claimed_until")
     return Snapshot(**_fields(Snapshot, row, place, names, times=times, values=("content", "metadata")))
 
 
-def waiting_run(row: Row[Any]) -> WaitingRun:
+def waiting_run(row: Row) -> WaitingRun:
     """What a paused run asked for is in its snapshot; where nobody saved one, the calls without output tell."""
 
     def asked(told: str | None) -> tuple[Approval, ...]:
@@ -138,7 +137,7 @@ def waiting_run(row: Row[Any]) -> WaitingRun:
     )
 
 
-def sums(row: Row[Any]) -> TokenUsage:
+def sums(row: Row) -> TokenUsage:
     return TokenUsage(
         runs=row.runs,
         requests=int(row.requests),
@@ -152,7 +151,7 @@ def sums(row: Row[Any]) -> TokenUsage:
 
 def _fields(
     record: type,
-    row: Row[Any],
+    row: Row,
     place: str,
     names: Mapping[str, str] = {},
     *,
@@ -161,7 +160,7 @@ def _fields(
     objects: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return a row's columns as a record's fields: some under another name, times in UTC, JSON text as values."""
-    fields = {names.get(column, column): value for column, value in row._mapping.items()}
+    fields = {names.get(column, column): value for column, value in row._asdict().items()}
     for each, read in ((times, _optional_moment), (values, _value_of), (objects, _object)):
         for name in each:
             fields[name] = readable(place, name, read, fields[name])
@@ -176,7 +175,7 @@ def _types_of(record: type) -> tuple[tuple[str, tuple[type, ...]], ...]:
     return tuple((name, _TYPES[kind]) for name, kind in record.__annotations__.items() if kind in _TYPES)
 
 
-def _session(row: Row[Any]) -> str:
+def _session(row: Row) -> str:
     """Which session a row is of, as errors name it."""
-    tenant = row._mapping.get("tenant_id")
+    tenant = row._asdict().get("tenant_id")
     return f"session {row.session_id!r}{f' of tenant {tenant!r}' if tenant else ''}"

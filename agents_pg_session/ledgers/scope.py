@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
-
-from sqlalchemy import Row
+from typing import Protocol
 
 from agents_pg_session.database import Database
+from agents_pg_session.drivers import Row
 from agents_pg_session.entries import Labels
 from agents_pg_session.errors import SessionConflict
 from agents_pg_session.statements import Key, Write
@@ -36,7 +35,7 @@ class Scope:
         self.database.require_open()
         return self._key()
 
-    async def change(self, verb: _Verb) -> Row[Any] | None:
+    async def change(self, verb: _Verb) -> Row | None:
         """Run a change; where other writers got in between, again behind them. None: there is no such session."""
         budget = self.database.budget()
         rows = await self.database.write(write := verb(patient=False), budget)

@@ -8,53 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, cast
 from uuid import uuid4
 
 import asyncpg
-from sqlalchemy import event
 
-from agents_pg_session import SessionStore
 from agents_pg_session.projection import Item
 from benchmarks.contenders.base import Contender, Ports
 from benchmarks.contenders.ours import FullRecord, Plain
 from benchmarks.workload import READ, USUAL, fresh_id
+from tests.overheard import Heard, overheard
 
-__all__ = ["Heard", "Raw", "overhear"]
+__all__ = ["Raw"]
 
 _ITEMS = 4  #: of a turn
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """A statement as it was sent to the driver, and its values in order, each with its name."""
-
-    sql: str
-    names: tuple[str, ...]
-    values: tuple[Any, ...]
-
-    def with_values(self, **fresh: Any) -> list[Any]:
-        """Return the values with some replaced by name."""
-        return [fresh.get(name, value) for name, value in zip(self.names, self.values, strict=True)]
-
-
-async def overhear(store: SessionStore, work: Callable[[], Awaitable[object]]) -> list[Heard]:
-    """Return the statements that *work* sends through the store."""
-    heard: list[Heard] = []
-
-    def note(_connection: object, _cursor: object, sql: str, values: Any, context: Any, _many: object) -> None:
-        heard.append(Heard(sql, tuple(context.compiled.positiontup or ()), tuple(values)))
-
-    event.listen(store.engine.sync_engine, "before_cursor_execute", note)
-    try:
-        await work()
-    finally:
-        event.remove(store.engine.sync_engine, "before_cursor_execute", note)
-    return heard
 
 
 class Raw(Contender):
@@ -82,8 +52,10 @@ class Raw(Contender):
         contender = await (FullRecord if full else Plain).open(ports, database, name)
         session_id = fresh_id()
         await contender.turn(session_id, USUAL.turn(1))
-        latest, write = await overhear(contender.store, lambda: contender.turn(session_id, USUAL.turn(2)))
-        [everything] = await overhear(contender.store, lambda: contender.latest(session_id, None))
+        with overheard(contender.store) as heard:
+            await contender.turn(session_id, USUAL.turn(2))
+            await contender.latest(session_id, None)
+        latest, write, everything = heard
         await contender.close()
         connections = [await asyncpg.connect(ports.url(database)) for _ in range(ports.pool_size)]
         return cls(name, connections, (latest, everything), write)

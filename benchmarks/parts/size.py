@@ -13,12 +13,12 @@ import asyncpg
 from agents_pg_session import SessionStore
 from benchmarks.contenders import FULL
 from benchmarks.contenders.ours import FullRecord, open_store
-from benchmarks.contenders.raw import Heard, overhear
 from benchmarks.figures import Figure, summary
 from benchmarks.parts.rows import ITEMS_PER_SESSION, analyze, crowd
 from benchmarks.parts.verbs import Trial
 from benchmarks.workload import READ, USUAL
 from benchmarks.world import World, clocked, rotated
+from tests.overheard import Heard, overheard
 
 __all__ = ["EMPTY", "LISTS", "PAGE", "VIEWS", "size"]
 
@@ -103,7 +103,9 @@ async def _somewhere(world: World, contender: FullRecord, items: int, sessions: 
 async def _lists(world: World, store: SessionStore, connection: asyncpg.Connection, items: int, sessions: int) -> None:
     n = sessions // 2
     for what, ask in LISTS.items():
-        [heard] = await overhear(store, lambda ask=ask: ask(store, n))  # type: ignore[misc]
+        with overheard(store) as statements:
+            await ask(store, n)
+        [heard] = statements
         samples = [
             (await clocked(lambda ask=ask: ask(store, n)))[0]  # type: ignore[misc]
             for _ in range(max(5, world.pace.samples // 10))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import asyncpg
 import pytest
 from agents import Runner
-from sqlalchemy import URL, event, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import URL, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from agents_pg_session import PGSession, SessionStore, StorageUnavailable
-from agents_pg_session.migrations import main as migrate
 from tests.acceptance.agents_for_tests import QUIET, calls, scripted
 from tests.items import assistant, call, output, user
 from tests.tally import Tally
@@ -23,11 +23,9 @@ DRIVERS = ("asyncpg", "psycopg")
 
 
 @pytest.fixture(scope="module")
-def database(new_database: Callable[[], str]) -> URL:
+def database(migrated_database: Callable[[], str]) -> URL:
     """A database whose settings a test may change, at the newest revision."""
-    url = new_database()
-    migrate(["-x", f"url={url}", "upgrade", "head"])
-    return make_url(url)
+    return make_url(migrated_database())
 
 
 @pytest.fixture
@@ -69,7 +67,7 @@ async def test_every_verb_at_once_at_any_level(
     for name in DRIVERS if thorough else [driver]:
         options = {"isolation_level": level} if level else {}
         engine = create_async_engine(database.set(drivername=f"postgresql+{name}"), pool_size=15, **options)
-        refusals = counted(engine)
+        logging.getLogger("agents_pg_session").addHandler(refusals := Refusals())
         store = SessionStore(engine=engine, retry_for=60)
         if level is None:
             default = "SELECT current_setting('default_transaction_isolation')"
@@ -81,8 +79,9 @@ async def test_every_verb_at_once_at_any_level(
         wrong = await admin.fetch(RECOUNT)
         assert wrong == []
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-        refused += len(refusals)
-        tally.add(HARNESS, calls=done, refused_with_40001=len(refusals), lost=0, doubled=0)
+        logging.getLogger("agents_pg_session").removeHandler(refusals)
+        refused += refusals.count
+        tally.add(HARNESS, calls=done, refused_with_40001=refusals.count, lost=0, doubled=0)
         await engine.dispose()
     assert (refused > 0) == (level is None), "on an engine of its own level we are in autocommit"
 
@@ -179,13 +178,12 @@ SELECT s.session_id, s.item_count, s.tool_run_count, s.last_event_id FROM agents
 """
 
 
-def counted(engine: AsyncEngine) -> list[str]:
-    """Return a list that grows with each refusal for the sake of serialization."""
-    refusals: list[str] = []
+class Refusals(logging.Handler):
+    """Counts the tries that were refused for the sake of serialization: each is logged before it is repeated."""
 
-    @event.listens_for(engine.sync_engine, "handle_error")
-    def note(context: Any) -> None:
-        if getattr(context.original_exception, "sqlstate", None) == "40001":
-            refusals.append(str(context.original_exception))
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
 
-    return refusals
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += "40001" in record.getMessage()

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import asyncpg
 import pytest
-from sqlalchemy import event
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 
 from agents_pg_session import Page, PGSession, SessionStore
@@ -26,6 +25,7 @@ from agents_pg_session.reports import Note
 from agents_pg_session.statements import Key, Snapshotted, Write
 from agents_pg_session.statements.postgres import PostgresStatements
 from tests.items import assistant, call, output, user
+from tests.overheard import overheard
 
 T = TypeVar("T")
 Statement = tuple[str, Sequence[object]]
@@ -181,16 +181,10 @@ def big(store: SessionStore) -> PGSession:
 
 async def asked(store: SessionStore, answer: Awaitable[T]) -> tuple[Statement, T]:
     """Let the library ask the database, and return the one statement that took, and its answer."""
-    statements: list[Statement] = []
-
-    def note(_connection: object, _cursor: object, sql: str, values: Sequence[object], *_: object) -> None:
-        statements.append((sql, values))
-
-    event.listen(store.engine.sync_engine, "before_cursor_execute", note)
-    answered = await answer
-    event.remove(store.engine.sync_engine, "before_cursor_execute", note)
+    with overheard(store) as statements:
+        answered = await answer
     [statement] = statements
-    return statement, answered
+    return (statement.sql, statement.values), answered
 
 
 def statement_of(write: Write) -> Statement:
