@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn, cast
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn, cast
 
 from agents.tool import DEFAULT_APPROVAL_REJECTION_MESSAGE
 
@@ -24,8 +24,7 @@ __all__ = ["Approved", "Handoff", "HostedApproval", "ToolCall", "ToolItems", "To
 Approved = Callable[[str, str], bool | None]
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+class ToolCall(NamedTuple):
     """One call of a tool, with its output where the batch holds it."""
 
     place: int  #: of the call in the batch
@@ -38,8 +37,7 @@ class ToolCall:
     arguments: str | None  #: as JSON text
 
 
-@dataclass(frozen=True, slots=True)
-class ToolOutput:
+class ToolOutput(NamedTuple):
     """An output whose call is not in the batch, or not before it."""
 
     place: int
@@ -49,8 +47,7 @@ class ToolOutput:
     error: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Handoff:
+class Handoff(NamedTuple):
     """A call that handed the conversation to another agent."""
 
     place: int  #: of the output
@@ -58,8 +55,7 @@ class Handoff:
     to_agent: str
 
 
-@dataclass(frozen=True, slots=True)
-class HostedApproval:
+class HostedApproval(NamedTuple):
     """A hosted MCP server asked whether a tool may run, or was answered."""
 
     place: int
@@ -70,8 +66,7 @@ class HostedApproval:
     approved: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class ToolItems:
+class ToolItems(NamedTuple):
     """What one batch says about tools, each list in the batch's order."""
 
     calls: tuple[ToolCall, ...]
@@ -225,7 +220,7 @@ class _Batch:
         status, error = _outcome(item, kind.tool_type, name, refused=refused)
         call_id = _column(key) or None
         if index is not None:
-            self.calls[index] = replace(self.calls[index], output_place=place, status=status, error=error)
+            self.calls[index] = self.calls[index]._replace(output_place=place, status=status, error=error)
         elif call_id is not None:
             self.outputs.append(ToolOutput(place, call_id, kind.tool_type, status, error))
         if kind.tool_type == "function" and (to_agent := _to_agent(item, name)):
@@ -240,8 +235,11 @@ class _Batch:
 
     def _answered(self, tool_type: str, key: str) -> int | None:
         """Take the latest call that still waits for such an output."""
-        stacks = [self.waiting.get((each, key)) for each in _ANSWERS.get(tool_type, (tool_type,))]
-        latest = max((stack for stack in stacks if stack), key=lambda stack: stack[-1], default=None)
+        latest: list[int] = []
+        for each in _ANSWERS.get(tool_type, (tool_type,)):
+            stack = self.waiting.get((each, key))
+            if stack and (not latest or stack[-1] > latest[-1]):
+                latest = stack
         return latest.pop() if latest else None
 
     def _is_refused(self, tool_type: str, name: str | None, key: str) -> bool:

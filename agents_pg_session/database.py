@@ -269,7 +269,8 @@ class Database:
         async with AsyncExitStack() as turn:
             try:
                 async with asyncio.timeout_at(budget.deadline):
-                    await turn.enter_async_context(self._engines.turn(writes=subject.writes))
+                    for line in self._engines.lines(writes=subject.writes):
+                        await turn.enter_async_context(line)
                     connection = await self._engines.connect()
                     if isolation is not None:
                         await connection.execution_options(isolation_level=isolation)

@@ -7,9 +7,8 @@ session. The statements turn it into rows.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from agents_pg_session.calls import ToolCall, ToolItems, project_calls
 from agents_pg_session.projection import Batch, Item, project
@@ -19,8 +18,7 @@ from agents_pg_session.texts import stored_name, stored_text
 __all__ = ["Answer", "Entry", "Guard", "Labels", "ToolRunRow", "compose"]
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
+class Labels(NamedTuple):
     """What a handle says of its session.
 
     It reaches the session's row with the appends. None leaves the row as it is.
@@ -31,8 +29,7 @@ class Labels:
     metadata: str | None = None  #: a JSON object as text
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
+class Guard(NamedTuple):
     """On which conditions an append may take effect; checked on the row it has locked."""
 
     last_position: int | None = None  #: the session as somebody read it: nothing was appended since …
@@ -40,8 +37,10 @@ class Guard:
     lease_id: str | None = None  #: this lease is held, and nobody else took it
 
 
-@dataclass(frozen=True, slots=True)
-class ToolRunRow:
+_UNGUARDED = Guard()
+
+
+class ToolRunRow(NamedTuple):
     """A tool run that begins with this append; places count from 1 within the batch."""
 
     place: int
@@ -57,8 +56,7 @@ class ToolRunRow:
     finished: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The output of a call that an earlier append brought; *nth* tells apart those with one call id, newest first."""
 
     place: int
@@ -70,13 +68,12 @@ class Answer:
     finished: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What one append writes."""
 
     batch: Batch
     labels: Labels = Labels()
-    guard: Guard = Guard()
+    guard: Guard = _UNGUARDED
     tool_runs: tuple[ToolRunRow, ...] = ()
     answers: tuple[Answer, ...] = ()
     notes: tuple[Note, ...] = ()
@@ -88,7 +85,7 @@ class Entry:
     @property
     def conditional(self) -> bool:
         """Whether it may have to do nothing: a guard does not hold, or last words of a run whose session is gone."""
-        return self.guard != Guard() or not self.batch.rows
+        return self.guard != _UNGUARDED or not self.batch.rows
 
     @property
     def tool_errors(self) -> int:
@@ -100,7 +97,7 @@ def compose(
     items: Sequence[Item],
     labels: Labels,
     *,
-    guard: Guard = Guard(),
+    guard: Guard = _UNGUARDED,
     report: RunReport | None = None,
     names: Mapping[str, str] | None = None,
     status: str | None = None,
@@ -183,20 +180,20 @@ def _tool_run(call: ToolCall, timings: _Timings, caller: str | None) -> ToolRunR
 
 
 def _answers(tools: ToolItems, timings: _Timings) -> Iterator[Answer]:
-    seen: Counter[str] = Counter()
+    seen: dict[str, int] = {}
     for output in tools.outputs:
         timing = timings.take(output.call_id, output.tool_type)
         status, error = _outcome(output.status, output.error, timing)
         yield Answer(
             place=output.place + 1,
             call_id=output.call_id,
-            nth=seen[output.call_id],
+            nth=seen.get(output.call_id, 0),
             status=status,
             error=error,
             started=timing.started if timing else None,
             finished=timing.finished if timing else None,
         )
-        seen[output.call_id] += 1
+        seen[output.call_id] = seen.get(output.call_id, 0) + 1
 
 
 def _outcome(status: str, error: str | None, timing: ToolTiming | None) -> tuple[str, str | None]:
@@ -221,9 +218,9 @@ def _notes(
         return Note(kind, json.dumps(payload), agent, run_id)
 
     # A run starts before, and ends after, everything else that this append tells of it.
-    ends = [each for each in report.notes if each.kind == "run_ended"] if report else []
-    yield from (each for each in report.notes if each not in ends) if report else ()
-    if not any(each.kind == "handoff" for each in (report.notes if report else ())):
+    told = report.notes if report else ()
+    yield from (each for each in told if each.kind != "run_ended")
+    if tools.handoffs and not any(each.kind == "handoff" for each in told):
         for handoff in tools.handoffs:
             yield note("handoff", **{"from": agent, "to": handoff.to_agent, "call_id": handoff.call_id})
     for approval in tools.approvals:
@@ -243,7 +240,7 @@ def _notes(
             yield note("tool_failed", call_id=answer.call_id, tool_name=name, error=answer.error)
     for call_id, timing in timings.failed():
         yield note("tool_failed", call_id=call_id, tool_name=timing.tool_name, error=timing.error)
-    yield from ends
+    yield from (each for each in told if each.kind == "run_ended")
 
 
 def _approved(report: RunReport | None, name: str, call_id: str) -> bool | None:

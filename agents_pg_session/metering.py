@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 import weakref
-from dataclasses import astuple
+from operator import add, sub
 
 from agents import Usage
 from agents.usage import RequestUsage
+from pydantic_core import to_json
 
 from agents_pg_session.reports import RunReport, UsageDelta
 
@@ -16,6 +16,9 @@ __all__ = ["Meter"]
 
 #: The newest requests that `usage_details` tells of.
 MAX_REQUESTS = 200
+
+#: What is counted of each, in this order, as in `UsageDelta`.
+_TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
 
 class Meter:
@@ -57,21 +60,21 @@ class Meter:
         usage = self._usage() if self._usage is not None else None
         if usage is None:
             return UsageDelta()
-        return _added(_totals(usage), self.written, sign=-1)
+        return UsageDelta(*map(sub, _totals(usage), self.written))
 
     def forget(self, report: RunReport) -> None:
-        self.written = _added(self.written, report.usage)
+        self.written = UsageDelta(*map(add, self.written, report.usage))
         self.seconds = max(0.0, self.seconds - report.model_seconds)
 
     def details(self) -> str | None:
         """The run's newest requests as JSON text; None when the model's provider counts nothing."""
         listed = self._listed()
         first = max(self._first, len(listed) - MAX_REQUESTS)
-        requests: list[dict[str, float]] = [dict(_tokens(entry)) for entry in listed[first:]]
+        requests: list[dict[str, float]] = [dict(zip(_TOKENS, _tokens(entry), strict=True)) for entry in listed[first:]]
         for place, request in enumerate(requests, first):
             if place in self._seconds_of:
                 request["model_seconds"] = round(self._seconds_of[place], 6)
-        return json.dumps({"requests": requests}) if requests else None
+        return to_json({"requests": requests}).decode() if requests else None
 
     def _listed(self) -> list[RequestUsage]:
         usage = self._usage() if self._usage is not None else None
@@ -79,18 +82,14 @@ class Meter:
 
 
 def _totals(usage: Usage) -> UsageDelta:
-    return UsageDelta(requests=usage.requests or 0, total_tokens=usage.total_tokens or 0, **_tokens(usage))
+    return UsageDelta(usage.requests or 0, *_tokens(usage), usage.total_tokens or 0)
 
 
-def _tokens(usage: Usage | RequestUsage) -> dict[str, int]:
+def _tokens(usage: Usage | RequestUsage) -> tuple[int, int, int, int]:
     """The tokens as plain numbers; what a provider leaves out counts as zero."""
-    return {
-        "input_tokens": usage.input_tokens or 0,
-        "cached_tokens": getattr(usage.input_tokens_details, "cached_tokens", 0) or 0,
-        "output_tokens": usage.output_tokens or 0,
-        "reasoning_tokens": getattr(usage.output_tokens_details, "reasoning_tokens", 0) or 0,
-    }
-
-
-def _added(left: UsageDelta, right: UsageDelta, *, sign: int = 1) -> UsageDelta:
-    return UsageDelta(*(one + sign * other for one, other in zip(astuple(left), astuple(right), strict=True)))
+    return (
+        usage.input_tokens or 0,
+        getattr(usage.input_tokens_details, "cached_tokens", 0) or 0,
+        usage.output_tokens or 0,
+        getattr(usage.output_tokens_details, "reasoning_tokens", 0) or 0,
+    )

@@ -11,8 +11,8 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, finalize, ref
@@ -24,7 +24,9 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool, StaticPool
 from agents_pg_session.engine import checked_settings, create_engine, memory_keeper, named_memory_url
 from agents_pg_session.errors import SessionError
 
-__all__ = ["BorrowedEngine", "Engines", "OwnEngines"]
+__all__ = ["BorrowedEngine", "Engines", "Line", "OwnEngines"]
+
+Line = AbstractAsyncContextManager[object]
 
 #: Under this name a connection carries the time it was first taken from its pool, until it is replaced.
 _SEEN_FIRST = "agents_pg_session.seen_first"
@@ -55,8 +57,8 @@ class Engines(Protocol):
         """Return the engine to use in the running loop."""
         ...
 
-    def turn(self, *, writes: bool) -> AbstractAsyncContextManager[None]:
-        """Wait for one's turn: for a place in the pool, or where only one can do something, for that."""
+    def lines(self, *, writes: bool) -> Sequence[Line]:
+        """Return where to wait for one's turn, in this order: where only one can write, and for a place in the pool."""
         ...
 
     async def connect(self) -> AsyncConnection:
@@ -117,8 +119,8 @@ class OwnEngines:
             pool = self._open(loop)
         return pool.engine
 
-    def turn(self, *, writes: bool) -> AbstractAsyncContextManager[None]:
-        return _turn(self.current(), writes)
+    def lines(self, *, writes: bool) -> Sequence[Line]:
+        return _lines(self.current(), writes)
 
     async def connect(self) -> AsyncConnection:
         return await _connect(self.current())
@@ -227,8 +229,8 @@ class BorrowedEngine:
             _refuse_second_loop(self.engine)
         return self.engine
 
-    def turn(self, *, writes: bool) -> AbstractAsyncContextManager[None]:
-        return _turn(self.current(), writes)
+    def lines(self, *, writes: bool) -> Sequence[Line]:
+        return _lines(self.current(), writes)
 
     async def connect(self) -> AsyncConnection:
         return await _connect(self.current())
@@ -318,22 +320,16 @@ def _refuse_second_loop(engine: AsyncEngine) -> None:
         )
 
 
-def _turn(engine: AsyncEngine, writes: bool) -> AbstractAsyncContextManager[None]:
+def _lines(engine: AsyncEngine, writes: bool) -> Sequence[Line]:
     """One connection for all (`StaticPool`): two tasks on it would end each other's transactions. Else, first come."""
     facts = _facts_of(engine)
     if isinstance(engine.sync_engine.pool, StaticPool):
-        return _one_at_a_time(facts.turnstile)
-    if writes and engine.dialect.name == "sqlite":
-        return _one_writer(facts)
-    return facts.line or nullcontext()
-
-
-@asynccontextmanager
-async def _one_writer(facts: _PoolFacts) -> AsyncIterator[None]:
-    """SQLite has one writer at a time, and sleeps between looks at its lock: our own writers come in turn instead."""
-    loop = asyncio.get_running_loop()
-    async with facts.writing.setdefault(loop, asyncio.Lock()), facts.line or nullcontext():
-        yield
+        return (_one_at_a_time(facts.turnstile),)
+    places = () if facts.line is None else (facts.line,)
+    if not writes or engine.dialect.name != "sqlite":
+        return places
+    # SQLite has one writer at a time, and sleeps between looks at its lock: our own writers come in turn instead.
+    return (facts.writing.setdefault(asyncio.get_running_loop(), asyncio.Lock()), *places)
 
 
 @asynccontextmanager

@@ -54,26 +54,16 @@ class Recorder(RunHooksBase[Any, Agent[Any]]):
         self._wrap = wrap
         self.token = object()  #: marks the runs this recorder saw
 
-    async def _relay(self, hook: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        theirs = getattr(self._wrap, hook, None)
-        if hook in _NOTED_FIRST:
-            self._note(hook, args, kwargs)
-        result = None if theirs is None else await theirs(*args, **kwargs)
-        if hook not in _NOTED_FIRST:
-            self._note(hook, args, kwargs)
-        return result
-
-    def _note(self, hook: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        noted = getattr(self, f"_noted_{hook}", None)
-        if noted is None:  # a hook of a newer SDK
-            return
+    def _note(self, noted: Callable[..., None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             run = self._book.find(args[0] if args else kwargs["context"])
             if run is not None:
                 run.recorder, run.trace = self.token, get_current_trace()
-                noted(run, *args, **kwargs)
+                noted(self, run, *args, **kwargs)
         except Exception:
-            logger.warning("could not record %s of a run; the run goes on", hook, exc_info=True)
+            logger.warning(
+                "could not record %s of a run; the run goes on", noted.__name__.removeprefix("_noted_"), exc_info=True
+            )
 
     # The parameters are named as in `RunHooks`: the Runner passes those of on_handoff by name.
 
@@ -120,8 +110,18 @@ class Recorder(RunHooksBase[Any, Agent[Any]]):
 
 
 def _relaying(hook: str) -> Callable[..., Awaitable[Any]]:
+    noted: Callable[..., None] | None = getattr(Recorder, f"_noted_{hook}", None)  # None: a hook of a newer SDK
+
     async def relay(self: Recorder, *args: Any, **kwargs: Any) -> Any:
-        return await self._relay(hook, args, kwargs)
+        theirs = None if self._wrap is None else getattr(self._wrap, hook, None)
+        if noted is not None and (theirs is None or hook in _NOTED_FIRST):
+            self._note(noted, args, kwargs)
+        if theirs is None:
+            return None
+        result = await theirs(*args, **kwargs)
+        if noted is not None and hook not in _NOTED_FIRST:
+            self._note(noted, args, kwargs)
+        return result
 
     relay.__name__ = hook
     return relay

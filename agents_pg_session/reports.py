@@ -7,13 +7,12 @@ subtracts that from its own clock: durations are the caller's, points in time ar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 __all__ = ["Note", "RunReport", "ToolTiming", "UsageDelta"]
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """An event to be written with the next append."""
 
     kind: str
@@ -22,8 +21,7 @@ class Note:
     run_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ToolTiming:
+class ToolTiming(NamedTuple):
     """What hooks saw of one tool run."""
 
     tool_type: str  #: as in `tool_runs.tool_type`: "function", "shell", …
@@ -34,8 +32,7 @@ class ToolTiming:
     tool_name: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class UsageDelta:
+class UsageDelta(NamedTuple):
     """What a run has used since its last append; counts of requests and tokens."""
 
     requests: int = 0
@@ -46,8 +43,7 @@ class UsageDelta:
     total_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RunReport:
+class RunReport(NamedTuple):
     """What one run has to say with its next append."""
 
     run_id: str
@@ -60,7 +56,7 @@ class RunReport:
     model_seconds: float = 0.0  #: time spent waiting for the model since the last append
     finished: float | None = None
     error: str | None = None
-    timings: Mapping[str, ToolTiming] = field(default_factory=dict)  #: by call id
+    timings: Mapping[str, ToolTiming] = {}  #: by call id
     nameless: tuple[ToolTiming, ...] = ()  #: tools whose hooks tell no call id (shell, computer, apply_patch), in order
     notes: tuple[Note, ...] = ()
     approved: Callable[[str, str], bool | None] | None = None  #: (tool name, call id): what a person answered

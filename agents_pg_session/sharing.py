@@ -66,7 +66,7 @@ class _Share:
         self._pooled = pooled
         self.created = pooled.engines.created
         self.current = pooled.engines.current
-        self.turn = pooled.engines.turn
+        self.lines = pooled.engines.lines
         self.connect = pooled.engines.connect
         self.suspect = pooled.engines.suspect
 

@@ -37,12 +37,16 @@ def shown(value: object) -> str:
 
 def stored_text(text: str) -> str:
     """Return *text* without what PostgreSQL cannot store, and not endlessly long."""
-    return text[:MAX_TEXT].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    text = text[:MAX_TEXT].replace("\0", "\ufffd")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def stored_name(text: str) -> str:
     """Return a name as a column with an index over it can hold it."""
-    return stored_text(text).encode()[:MAX_NAME_BYTES].decode("utf-8", "ignore")
+    text = stored_text(text)
+    if 4 * len(text) <= MAX_NAME_BYTES:  # no character has more bytes
+        return text
+    return text.encode()[:MAX_NAME_BYTES].decode("utf-8", "ignore")
 
 
 def cause_in_tool(tool: str, error: BaseException) -> BaseException:

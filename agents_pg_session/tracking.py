@@ -7,20 +7,18 @@ the wrappers around it differ.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from agents import RunContextWrapper, Trace, Usage, get_current_span, get_current_trace
 
 from agents_pg_session.metering import Meter
-from agents_pg_session.projection import Item
+from agents_pg_session.projection import Item, encode_value
 from agents_pg_session.reports import Note, RunReport, ToolTiming, UsageDelta
 from agents_pg_session.statements import Key
 from agents_pg_session.texts import cause_in_tool, described, stored_name, stored_text
@@ -170,7 +168,7 @@ class TrackedRun:
         run.names, run.recorder = self.names, self.recorder
         run._timings, self._timings = self._timings, {}
         run._nameless, self._nameless = self._nameless, []
-        run._notes, self._notes = [replace(note, run_id=run.run_id) for note in self._notes], []
+        run._notes, self._notes = [note._replace(run_id=run.run_id) for note in self._notes], []
         self._meter.stop()
         if self.status == "running":
             self.end("interrupted", None)
@@ -187,11 +185,16 @@ class TrackedRun:
 
         What an append completes is in `names` until that append's items were seen.
         """
-        for item in items[-MAX_ITEMS:]:
-            fields: dict[str, Any] = dict(item) if isinstance(item, dict) else {}
-            kind, call_id = fields.get("type"), fields.get("call_id")
-            if fields.get("role") == "user":
+        newest: list[dict[str, Any]] = []  # newest first
+        for item in reversed(cast("Sequence[object]", items[-MAX_ITEMS:])):
+            if not isinstance(item, dict):
+                continue
+            newest.append(item)
+            if item.get("role") == "user":
                 self.names.clear()  # what a new question talks over is not waited for any more
+                break
+        for fields in reversed(newest):
+            kind, call_id = fields.get("type"), fields.get("call_id")
             if not isinstance(kind, str) or not isinstance(call_id, str):
                 continue
             if kind.endswith("_output"):
@@ -246,13 +249,14 @@ class TrackedRun:
         """Note that a tool came to its end; nameless ones of a kind end in the order they started."""
         now = time.monotonic()
         if call_id is not None:
-            # The tool of an agent that paused inside it started in the run before.
-            timing = self._open_tools.pop(call_id, ToolTiming(kind, agent, tool_name=name))
-            self._timings[call_id] = replace(timing, finished=now, error=error)
+            timing = self._open_tools.pop(call_id, None)
+            if timing is None:  # the tool of an agent that paused inside it started in the run before
+                timing = ToolTiming(kind, agent, tool_name=name)
+            self._timings[call_id] = timing._replace(finished=now, error=error)
             return
         for index, timing in enumerate(self._nameless):
             if timing.finished is None and timing.tool_type == kind:
-                self._nameless[index] = replace(timing, finished=now, error=error)
+                self._nameless[index] = timing._replace(finished=now, error=error)
                 return
 
     # -- what is told
@@ -292,9 +296,9 @@ class TrackedRun:
         if error is not None:
             for call_id, timing in self._open_tools.items():
                 text = described(cause_in_tool(timing.tool_name or "", error))
-                self._timings[call_id] = replace(timing, finished=self._finished, error=text)
+                self._timings[call_id] = timing._replace(finished=self._finished, error=text)
             self._nameless = [
-                timing if timing.finished else replace(timing, finished=self._finished, error=self._error)
+                timing if timing.finished else timing._replace(finished=self._finished, error=self._error)
                 for timing in self._nameless
             ]
         self._meter.abandon()
@@ -356,17 +360,18 @@ class TrackedRun:
         self._nameless = [timing for timing in self._nameless if id(timing) not in told]
         self._notes = [note for note in self._notes if id(note) not in told]
 
-    def _note(self, kind: str, agent: str | None, payload: dict[str, Any]) -> None:
-        self._notes.append(Note(kind, json.dumps(payload), agent, self.run_id))
+    def _note(self, kind: str, agent: str | None, payload: dict[str, str | None]) -> None:
+        self._notes.append(Note(kind, _payload(payload), agent, self.run_id))
 
     def _unwritten_notes(self) -> Iterator[Note]:
         """The buffered events, between the run's start and its end where those are still to be told."""
         if self._status_written is None:
             known = {"agent": self.agent, "trace_id": self.trace_id}
-            yield Note("run_started", json.dumps(known) if any(known.values()) else None, self.agent, self.run_id)
+            yield Note("run_started", _payload(known) if any(known.values()) else None, self.agent, self.run_id)
         yield from self._notes
         if self.status not in ("running", self._status_written):
-            yield Note("run_ended", json.dumps({"status": self.status, "error": self._error}), self.agent, self.run_id)
+            ended = _payload({"status": self.status, "error": self._error})
+            yield Note("run_ended", ended, self.agent, self.run_id)
 
     def _finished_nameless(self) -> list[ToolTiming]:
         return [timing for timing in self._nameless if timing.finished is not None]
@@ -380,3 +385,7 @@ class TrackedRun:
             attribute = {"agent": "name", "turn": "agent_name"}.get(span.span_data.type)
             name = getattr(span.span_data, attribute, None) if attribute else None
             self.agent = stored_name(name) if isinstance(name, str) else self.agent
+
+
+def _payload(said: dict[str, str | None]) -> str:
+    return encode_value(said, place="payload")

@@ -60,6 +60,7 @@ class Proxy:
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
         self.round_trips = 0
+        self.asked_bytes = 0  #: that clients have sent
         self.accepted = 0
         self.refusing = False
         self.fault: Fault | None = None  #: what happens to the connection that speaks next, once
@@ -184,6 +185,7 @@ class _Link:
     async def _forward(self, side: Side, data: bytes, writer: asyncio.StreamWriter) -> None:
         """Pass on what there is, message by message where it matters."""
         self._answered = self._answered or side == "server"
+        self._proxy.asked_bytes += len(data) if side == "client" else 0
         kinds = list(self._frames[side].split(data))
         if self._proxy.watched is not None:
             self._proxy.watched += [Message(self._number, side, kind) for kind, _ in kinds if kind]

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import logging
-from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -98,7 +97,7 @@ class Listed:
         return list(dict.fromkeys(report.run_id for report in self.reports))
 
     def usage(self, run_id: str | None = None) -> tuple[int, ...]:
-        deltas = [astuple(report.usage) for report in self.reports if run_id in (None, report.run_id)]
+        deltas = [report.usage for report in self.reports if run_id in (None, report.run_id)]
         return tuple(map(sum, zip(*deltas, strict=True)))
 
     def last(self) -> RunReport:

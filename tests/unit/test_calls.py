@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from typing import Any, cast, get_args, get_type_hints
 
 import pytest
@@ -299,8 +298,17 @@ def test_the_servers_tool_search_is_answered_by_the_next_output() -> None:
 
     assert (first.output_place, first.status, first.call_id) == (1, "succeeded", "ts1")
     assert second.output_place == 3
-    assert replace(one(search), output_place=1) == first
+    assert one(search)._replace(output_place=1) == first
     assert project_calls([results]).outputs == ()
+
+
+@pytest.mark.parametrize("kinds", [("custom_tool_call", "apply_patch_call"), ("apply_patch_call", "custom_tool_call")])
+def test_an_output_two_kinds_of_calls_wait_for_answers_the_latest(kinds: tuple[str, str]) -> None:
+    """Where a patch and a custom call share their id, the output is the later one's."""
+    waiting = [item(type=kind, call_id="c1", name="apply_patch", operation={}) for kind in kinds]
+    found = project_calls([*waiting, item(type="custom_tool_call_output", call_id="c1", output="done")])
+
+    assert [each.output_place for each in found.calls] == [None, 2]
 
 
 def test_parallel_calls_find_their_own_outputs() -> None:
@@ -634,7 +642,7 @@ def test_the_projection_is_total(items: list[Any], approved: Any) -> None:
     found = project_calls(items, approved=approved)
 
     rows: tuple[Any, ...] = (*found.calls, *found.outputs, *found.handoffs, *found.approvals)
-    for columns in map(asdict, rows):
+    for columns in (row._asdict() for row in rows):
         assert columns.get("status", "running") in {"running", "succeeded", "failed", "rejected"}
         assert columns.get("tool_type") != ""
         json.loads(columns.get("arguments") or "null")

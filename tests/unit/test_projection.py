@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import json
 from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from agents_pg_session import InvalidItem
 from agents_pg_session.projection import MAX_COLUMN, MAX_DEPTH, decode, encode, project
@@ -24,8 +30,33 @@ ANYTHING = st.recursive(
 )
 
 
+NUMBERS = st.from_regex(r"-?(0|[1-9][0-9]{0,25})(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,3})?", fullmatch=True)
+STRINGS = st.from_regex(r'"([a-zé🎉\t\0]|\\u[dD][89a-fA-F][0-9a-f]{2}|\\[nbtrfux0/\\"])*"', fullmatch=True)
+
+#: JSON as text, and what is nearly JSON.
+TEXTS = st.recursive(
+    st.one_of(NUMBERS, STRINGS, st.sampled_from(["null", "true", "false", "NaN", "-Infinity", "nul", "01", "-", "1."])),
+    lambda each: st.one_of(
+        st.lists(each, max_size=3).map(lambda parts: f"[{','.join(parts)}]"),
+        st.lists(st.tuples(STRINGS, each), max_size=3).map(
+            lambda pairs: f"{{{', '.join(f'{key}: {value}' for key, value in pairs)}}}"
+        ),
+    ),
+    max_leaves=6,
+)
+
+
 class Color(enum.StrEnum):
     RED = "red"
+
+
+class Model(BaseModel):
+    name: str = "x"
+
+
+@dataclass
+class Data:
+    name: str = "x"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +137,76 @@ def test_what_reads_like_json_is_taken_as_json() -> None:
     odd = OrderedDict(b=(1, 2), a=Color.RED)
 
     assert decode(encode(odd, place="items[0]")) == {"b": [1, 2], "a": "red"}
+
+
+@given(
+    value=st.recursive(
+        st.one_of(
+            st.none(),
+            st.booleans(),
+            st.integers(),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.text(st.characters(codec="utf-8")),
+            st.sampled_from(Color),
+        ),
+        lambda each: st.one_of(
+            st.lists(each), st.tuples(each), st.dictionaries(st.text(st.characters(codec="utf-8")), each)
+        ),
+        max_leaves=10,
+    ),
+    levels=st.sampled_from([0, 1, 30, 31, 32, 33, 300]),
+)
+def test_there_is_one_text_for_a_value(value: Any, levels: int) -> None:
+    """Whichever encoder writes an item, its text is json's, character for character."""
+    for _ in range(levels):
+        value = [value]
+
+    expected = json.dumps({"value": value}, ensure_ascii=False, separators=(",", ":"))
+    assert encode({"value": value}, place="items[0]") == expected
+
+
+@pytest.mark.parametrize(
+    "odd", [PurePosixPath("x"), date(2026, 11, 21), Decimal(1), Model(), Data(), b"x", bytearray(b"x"), {"x"}, range(3)]
+)
+def test_what_is_not_json_is_refused(odd: object) -> None:
+    """Things that some encoders find a form for are no JSON: they would come back as something else."""
+    with pytest.raises(InvalidItem, match="which JSON has no form for"):
+        project([item(value=odd)])
+
+
+def test_nothing_is_used_up() -> None:
+    """An iterator is refused as it is, even one without an end."""
+    endless = itertools.count()
+    with pytest.raises(InvalidItem, match="a count, which JSON has no form for"):
+        project([item(value=endless)])
+
+    assert next(endless) == 0
+
+
+def test_an_item_that_holds_itself_many_times_is_refused_at_once() -> None:
+    """Nothing walks every way through a cycle."""
+    value: dict[str, Any] = {}
+    value |= {key: [value, value] for key in "abc"}
+
+    with pytest.raises(InvalidItem, match="holds itself"):
+        project([item(value=value)])
+
+
+@given(text=TEXTS)
+@example(text='"\\ud800"')
+@example(text="[" * 450 + "]" * 450)
+@example(text="[1e400, -0, -0.0, 5e-324, 9007199254740993, 18446744073709551616]")
+@example(text='{"a": 1, "b": 2, "a": 3}')
+@example(text="1" * 5000)
+def test_there_is_one_value_for_a_text(text: str) -> None:
+    """Whichever decoder reads an item, it is what json reads, to the last bit of a number; or it is no item."""
+    row = f'{{"value": {text}}}'
+    try:
+        expected = json.loads(row)
+    except ValueError:
+        assert decode(row) is None
+    else:
+        assert repr(decode(row)) == repr(expected)
 
 
 def test_text_stays_readable() -> None:
