@@ -275,6 +275,9 @@ class Database:
                     if isolation is not None:
                         await connection.execution_options(isolation_level=isolation)
                 driver_connection = _driver_connection(connection)
+                if not self._driver.is_idle(driver_connection):
+                    self._engines.suspect()
+                    raise ConnectionError("it was closed while idle, or somebody left a transaction open on it")
                 sent = True
                 if self._on_postgres:
                     limit.start(driver_connection, budget.until(self._command_timeout))

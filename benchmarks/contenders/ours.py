@@ -13,7 +13,7 @@ from agents_pg_session.projection import Item
 from benchmarks.contenders.base import POOL_SIZE, Contender, Ports
 from benchmarks.workload import READ
 
-__all__ = ["FullRecord", "Plain", "open_store"]
+__all__ = ["FullRecord", "Plain", "open_store", "play"]
 
 
 @function_tool
@@ -79,7 +79,7 @@ class FullRecord(Plain):
 
     async def append(self, session_id: str, items: list[Item]) -> None:
         session, wrapper = self.handle(session_id), RunContextWrapper[Any](context=None)
-        await _work(session.hooks(), wrapper, items)
+        await play(session.hooks(), wrapper, items)
         await session.add_items(items, wrapper=wrapper)
 
     async def latest(self, session_id: str, limit: int | None) -> Sequence[object]:
@@ -94,11 +94,11 @@ class FullRecord(Plain):
     async def turn(self, session_id: str, items: list[Item]) -> None:
         session, wrapper = self.handle(session_id), RunContextWrapper[Any](context=None)
         await session.get_items(READ, wrapper=wrapper)
-        await _work(session.hooks(), wrapper, items)
+        await play(session.hooks(), wrapper, items)
         await session.add_items(items, wrapper=wrapper)
 
 
-async def _work(hooks: RunHooks[Any], wrapper: RunContextWrapper[Any], items: list[Item]) -> None:
+async def play(hooks: RunHooks[Any], wrapper: RunContextWrapper[Any], items: list[Item]) -> None:
     """Fire the hooks of a turn with one tool call, as the Runner does."""
     await hooks.on_agent_start(wrapper, AGENT)  # type: ignore[arg-type]
     for item in items:

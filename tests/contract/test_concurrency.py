@@ -6,9 +6,14 @@ Many callers at once, and what any session owes to a caller that is cancelled: `
 from __future__ import annotations
 
 import asyncio
+import logging
+import shutil
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from agents_pg_session import PGSession, SessionStore
 from tests.items import user
@@ -52,3 +57,25 @@ async def test_a_cancelled_read_leaves_nothing_checked_out(store: SessionStore, 
 
     assert await session.get_items() == [user("1")]
     assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+async def test_writers_on_a_file_wait_in_line(
+    sqlite_template: Path, tmp_path: Path, new_id: Callable[[], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sixteen tasks write to one SQLite file whose lock nobody waits for: none of them ever finds it locked."""
+    shutil.copy(sqlite_template, path := tmp_path / "s.db")
+    async with SessionStore.open(f"sqlite:///{path}") as store:
+        event.listen(store.engine.sync_engine, "connect", _does_not_wait)
+        sessions = [store.session(new_id()) for _ in range(16)]
+        with caplog.at_level(logging.WARNING, "agents_pg_session"):
+            for _ in range(5):
+                await asyncio.gather(*(session.add_items([user("hi")]) for session in sessions))
+
+        assert [len(await session.get_items()) for session in sessions] == [5] * 16
+    assert caplog.records == []
+
+
+def _does_not_wait(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout = 0")
+    cursor.close()
