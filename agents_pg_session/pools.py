@@ -15,14 +15,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary, finalize, ref
+from weakref import WeakKeyDictionary, WeakSet, finalize, ref
 
+from sqlalchemy import event
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool, StaticPool
 
 from agents_pg_session.engine import checked_settings, create_engine, memory_keeper, named_memory_url
 from agents_pg_session.errors import SessionError
+from agents_pg_session.patience import PARTING
+from agents_pg_session.wire import hang_up
 
 __all__ = ["BorrowedEngine", "Engines", "Line", "OwnEngines"]
 
@@ -144,7 +147,11 @@ class OwnEngines:
             self._release()
 
     def _create(self) -> AsyncEngine:
-        return create_engine(self._url, engine_kwargs=self._engine_kwargs, pgbouncer=self._pgbouncer)
+        engine = create_engine(self._url, engine_kwargs=self._engine_kwargs, pgbouncer=self._pgbouncer)
+        if engine.dialect.name == "postgresql":
+            facts = _facts_of(engine)
+            event.listen(engine.sync_engine, "connect", lambda made, _: facts.connections.add(made.driver_connection))
+        return engine
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> _LoopPool:
         with self._lock:
@@ -166,7 +173,7 @@ async def _until_the_loop_ends(engine: AsyncEngine) -> AsyncGenerator[None, None
     try:
         yield
     finally:
-        await engine.dispose()
+        await _close(engine)
 
 
 def _guard(engine: AsyncEngine, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None, None] | None:
@@ -186,7 +193,18 @@ def _guard(engine: AsyncEngine, loop: asyncio.AbstractEventLoop) -> AsyncGenerat
 async def _dispose(pool: _LoopPool) -> None:
     if pool.guard is not None:
         await pool.guard.aclose()
-    await pool.engine.dispose()
+    await _close(pool.engine)
+
+
+async def _close(engine: AsyncEngine) -> None:
+    """Close an engine's connections; those whose server says nothing any more are hung up after a while."""
+    connections = list(_facts_of(engine).connections)
+    alarms = [asyncio.get_running_loop().call_later(PARTING, hang_up, connection) for connection in connections]
+    try:
+        await engine.dispose()
+    finally:
+        for alarm in alarms:
+            alarm.cancel()
 
 
 async def _dispose_elsewhere(pool: _LoopPool, loop: asyncio.AbstractEventLoop) -> None:
@@ -251,6 +269,7 @@ class _PoolFacts:
     process: int | None = None
     loop: ref[asyncio.AbstractEventLoop] | None = None
     created: set[str | None] = field(default_factory=set)
+    connections: WeakSet[Any] = field(default_factory=WeakSet)  #: as their driver made them; of our own engines only
     turnstile: threading.Lock = field(default_factory=threading.Lock)
     writing: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = field(default_factory=WeakKeyDictionary)
     suspected_at: float = 0.0  #: connections that are older may be lost
@@ -287,7 +306,9 @@ async def _connect(engine: AsyncEngine) -> AsyncConnection:
         connection = await engine.connect()
         if connection.info.setdefault(_SEEN_FIRST, time.monotonic()) >= facts.suspected_at:
             return connection
-        # Emptied, it is made anew by whoever takes it next.
+        # Hung up first: a polite end would wait for a server that is not there. Its place in the pool is filled anew by
+        # whoever takes it next.
+        hang_up((await connection.get_raw_connection()).driver_connection)
         await connection.invalidate()
         await connection.close()
 
