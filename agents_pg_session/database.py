@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from typing import Any, NoReturn, TypeVar
 from uuid import uuid4
 
@@ -22,7 +21,7 @@ from agents_pg_session.drivers import Rows, driver_of
 from agents_pg_session.errors import SchemaOutdated, SessionClosed, SessionError, StorageUnavailable
 from agents_pg_session.failures import STALE_PLAN, Verdict, cause_to_show, describe, judge, sqlstate_of
 from agents_pg_session.patience import Budget, TimeLimit, cancellations, settled
-from agents_pg_session.pools import Engines
+from agents_pg_session.pools import Engines, Line
 from agents_pg_session.schema import UPGRADE_COMMAND, checked_schema, create
 from agents_pg_session.statements import Command, Statements, Subject, Write
 from agents_pg_session.statements.postgres import PostgresStatements
@@ -262,42 +261,47 @@ class Database:
         """
         isolation = isolation or (None if self._engines.owned else "AUTOCOMMIT")
         sent = False
+        held: list[Line] = []
         connection: AsyncConnection | None = None
         limit = TimeLimit()
         cancelled_before = cancellations()
         self.require_open()
-        async with AsyncExitStack() as turn:
+        try:
+            async with asyncio.timeout_at(budget.deadline):
+                for line in self._engines.lines(writes=subject.writes):
+                    await line.acquire()
+                    held.append(line)
+                connection = await self._engines.connect()
+                if isolation is not None:
+                    await connection.execution_options(isolation_level=isolation)
+            driver_connection = _driver_connection(connection)
+            if not self._driver.is_idle(driver_connection):
+                self._engines.suspect()
+                raise ConnectionError("it was closed while idle, or somebody left a transaction open on it")
+            sent = True
+            if self._on_postgres:
+                limit.start(driver_connection, budget.until(self._command_timeout))
+            return await work(connection, driver_connection)
+        except Exception as failure:
+            error = self._told(failure, sent=sent, in_time=not limit.reached)
+            verdict = judge(error, sent=sent)
+            if connection is not None and (verdict is Verdict.DOUBT or sqlstate_of(error) in ON_ANOTHER_CONNECTION):
+                await connection.invalidate()
+            if sent and verdict is Verdict.DOUBT:
+                self._engines.suspect()
+            if cancellations() > cancelled_before:
+                raise asyncio.CancelledError from failure  # the driver told its own story on the way out
+            if verdict is Verdict.FOREIGN:
+                raise
+            raise self._failure(subject, error, verdict) from cause_to_show(error)
+        finally:
+            limit.stop()
             try:
-                async with asyncio.timeout_at(budget.deadline):
-                    for line in self._engines.lines(writes=subject.writes):
-                        await turn.enter_async_context(line)
-                    connection = await self._engines.connect()
-                    if isolation is not None:
-                        await connection.execution_options(isolation_level=isolation)
-                driver_connection = _driver_connection(connection)
-                if not self._driver.is_idle(driver_connection):
-                    self._engines.suspect()
-                    raise ConnectionError("it was closed while idle, or somebody left a transaction open on it")
-                sent = True
-                if self._on_postgres:
-                    limit.start(driver_connection, budget.until(self._command_timeout))
-                return await work(connection, driver_connection)
-            except Exception as failure:
-                error = self._told(failure, sent=sent, in_time=not limit.reached)
-                verdict = judge(error, sent=sent)
-                if connection is not None and (verdict is Verdict.DOUBT or sqlstate_of(error) in ON_ANOTHER_CONNECTION):
-                    await connection.invalidate()
-                if sent and verdict is Verdict.DOUBT:
-                    self._engines.suspect()
-                if cancellations() > cancelled_before:
-                    raise asyncio.CancelledError from failure  # the driver told its own story on the way out
-                if verdict is Verdict.FOREIGN:
-                    raise
-                raise self._failure(subject, error, verdict) from cause_to_show(error)
-            finally:
-                limit.stop()
                 if connection is not None:
                     await self._give_back(connection, ready=sent)
+            finally:
+                for line in reversed(held):
+                    line.release()
 
     def _told(self, failure: Exception, *, sent: bool, in_time: bool) -> Exception:
         """Say what a failure was about, where the driver does not: hanging up looks like a lost connection to it."""

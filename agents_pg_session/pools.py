@@ -11,10 +11,10 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary, WeakSet, finalize, ref
 
 from sqlalchemy import event
@@ -29,13 +29,19 @@ from agents_pg_session.wire import hang_up
 
 __all__ = ["BorrowedEngine", "Engines", "Line", "OwnEngines"]
 
-Line = AbstractAsyncContextManager[object]
-
 #: Under this name a connection carries the time it was first taken from its pool, until it is replaced.
 _SEEN_FIRST = "agents_pg_session.seen_first"
 
 #: Seconds `close` waits for a pool to be closed in a loop that runs in another thread.
 CLOSE_TIMEOUT = 5.0
+
+
+class Line(Protocol):
+    """Where tasks wait for their turn."""
+
+    async def acquire(self) -> Literal[True]: ...
+
+    def release(self) -> None: ...
 
 
 class Engines(Protocol):
@@ -270,7 +276,7 @@ class _PoolFacts:
     loop: ref[asyncio.AbstractEventLoop] | None = None
     created: set[str | None] = field(default_factory=set)
     connections: WeakSet[Any] = field(default_factory=WeakSet)  #: as their driver made them; of our own engines only
-    turnstile: threading.Lock = field(default_factory=threading.Lock)
+    turnstile: _Turnstile = field(default_factory=lambda: _Turnstile())
     writing: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = field(default_factory=WeakKeyDictionary)
     suspected_at: float = 0.0  #: connections that are older may be lost
 
@@ -345,7 +351,7 @@ def _lines(engine: AsyncEngine, writes: bool) -> Sequence[Line]:
     """One connection for all (`StaticPool`): two tasks on it would end each other's transactions. Else, first come."""
     facts = _facts_of(engine)
     if isinstance(engine.sync_engine.pool, StaticPool):
-        return (_one_at_a_time(facts.turnstile),)
+        return (facts.turnstile,)
     places = () if facts.line is None else (facts.line,)
     if not writes or engine.dialect.name != "sqlite":
         return places
@@ -353,12 +359,16 @@ def _lines(engine: AsyncEngine, writes: bool) -> Sequence[Line]:
     return (facts.writing.setdefault(asyncio.get_running_loop(), asyncio.Lock()), *places)
 
 
-@asynccontextmanager
-async def _one_at_a_time(turnstile: threading.Lock) -> AsyncIterator[None]:
+class _Turnstile:
     """A lock for tasks of any loop and thread; asked again and again, so that a cancelled waiter cannot keep it."""
-    while not turnstile.acquire(blocking=False):  # noqa: ASYNC110 -- an Event belongs to one loop
-        await asyncio.sleep(0.002)
-    try:
-        yield
-    finally:
-        turnstile.release()
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    async def acquire(self) -> Literal[True]:
+        while not self._lock.acquire(blocking=False):  # noqa: ASYNC110 -- an Event belongs to one loop
+            await asyncio.sleep(0.002)
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
