@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 import pytest
+from sqlalchemy import text
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 
 from agents_pg_session import Page, PGSession, SessionStore
@@ -324,6 +325,25 @@ COMBINED: dict[str, tuple[Callable[[SessionStore], Awaitable[object]], int]] = {
         1210,
     ),
 }
+
+
+async def test_what_metadata_asks_for_is_planned_for_its_values_for_ever(
+    store: SessionStore, crowd: asyncpg.Connection
+) -> None:
+    """However often a connection has asked by metadata, what is rare is looked up in the index of the metadata, and
+    what is common is met soon on a walk through the list.
+    """
+    for ticket in range(30):
+        for metadata in ({"ticket": ticket}, {"plan": "pro"}):
+            statement, _ = await asked(store, store.sessions(metadata=metadata, tenant="acme", limit=50))
+    async with store.engine.connect() as connection:
+        uses = await connection.execute(
+            text("SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement = :sql"),
+            {"sql": statement[0]},
+        )
+
+    assert [tuple(use) for use in uses] == [(0, 60)]
+
 
 USED = pytest.mark.parametrize("used", [0, 6], ids=["first use", "often used"])
 
