@@ -75,13 +75,13 @@ $(FLOORS)/ready: pyproject.toml requirements/floors.txt
 $(BENCH)/ready: pyproject.toml requirements/bench.txt
 	$(call environment,$(BENCH),requirements/bench.txt)
 
-%/redis/ready: %/ready benchmarks/fetch_redis.py
+%/redis/ready: %/ready benchmarks/fetch_redis.py tests/debian.py
 	$*/bin/python -m benchmarks.fetch_redis
 	@mkdir -p $(@D) && touch $@
 
 # PgBouncer is for the tests only, and on Debian only: `make demo` does without.
-%/pgbouncer/ready: %/ready tests/fetch_pgbouncer.py
-	$*/bin/python tests/fetch_pgbouncer.py
+%/pgbouncer/ready: %/ready tests/fetch_pgbouncer.py tests/debian.py
+	$*/bin/python -m tests.fetch_pgbouncer
 	@mkdir -p $(@D) && touch $@
 
 define environment

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks import pace
 from benchmarks.figures import Results
-from benchmarks.pace import QUICK, SCALE, USUAL, Pace
-from benchmarks.parts import PARTS, SCALED
+from benchmarks.parts import PARTS, SCALED, USUAL
 from benchmarks.report import fill, print_tables
 from benchmarks.world import world
 
@@ -30,12 +30,12 @@ BUILD = ROOT / "build"
 def main() -> None:
     options = _options()
     console = Console(width=None if Console().is_terminal else 230)
-    pace: Pace = QUICK if options.quick else SCALE if options.scale else USUAL
+    at = pace.QUICK if options.quick else pace.SCALE if options.scale else pace.USUAL
     if options.show:
         results = Results.load(options.show)
     else:
-        names = options.only or (SCALED if options.scale else list(PARTS))
-        results = _run(console, pace, names)
+        names = options.only or (SCALED if options.scale else USUAL)
+        results = _run(console, at, names)
         partial = options.quick or options.only
         results.save(BUILD / f"benchmarks{'-partial' if partial else '-scale' if options.scale else ''}.json")
     print_tables(console, results)
@@ -43,8 +43,8 @@ def main() -> None:
         _publish(console, results)
 
 
-def _run(console: Console, pace: Pace, names: list[str]) -> Results:
-    with world(pace, console) as here:
+def _run(console: Console, at: pace.Pace, names: list[str]) -> Results:
+    with world(at, console) as here:
         for name in names:
             began = time.perf_counter()
             with console.status(name):
@@ -70,9 +70,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=PARTS, metavar="NAME", help=f"of: {', '.join(PARTS)}")
     parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing: show the figures of an earlier run")
     parser.add_argument("--publish", action="store_true", help="fill docs/benchmarks.md also from a part")
-    pace = parser.add_mutually_exclusive_group()
-    pace.add_argument("--quick", action="store_true", help="under a minute: does everything work?")
-    pace.add_argument("--scale", action="store_true", help="up to 10⁷ items and 10⁶ appends: an hour or so")
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument("--quick", action="store_true", help="under a minute: does everything work?")
+    speed.add_argument("--scale", action="store_true", help="up to 10⁷ items and 10⁶ appends: an hour or so")
     return parser.parse_args()
 
 

@@ -30,7 +30,7 @@ class Pace:
 
 USUAL = Pace(
     name="usual",
-    samples=150,
+    samples=120,
     delayed_samples=40,
     delays=(0, 1, 5),
     sessions=(1, 4, 16, 64, 256),
@@ -42,7 +42,7 @@ USUAL = Pace(
     sizes=(10_000, 100_000, 1_000_000),
     turns_stored=1_000,
     appends=0,
-    imports=5,
+    imports=3,
     handles=10_000,
 )
 QUICK = Pace(

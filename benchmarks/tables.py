@@ -14,6 +14,7 @@ from benchmarks.contenders import FULL
 from benchmarks.figures import Figure, Results
 from benchmarks.goals import verdicts
 from benchmarks.parts.foreign_keys import WITH
+from benchmarks.parts.together import ALONE, APPENDS, IN_LIBRARY, LIBRARY, TOGETHER, TURNS
 
 __all__ = ["SECTIONS", "Sheet", "sections"]
 
@@ -119,6 +120,21 @@ def _storage(results: Results) -> Iterable[Sheet]:
     )
 
 
+def _together(results: Results) -> Iterable[Sheet]:
+    """One row per load: apart, together, and the gain."""
+    for apart, joined in ((ALONE, TOGETHER), (LIBRARY, IN_LIBRARY)):
+        rows = []
+        for part, title in ((TURNS, "turns"), (APPENDS, "appends only")):
+            for each in results.of(part):
+                gain = results.find(part, f"{each.what}, ratio", joined, each.at)
+                other = results.find(part, each.what, joined, each.at)
+                if each.contender == apart and gain and other:
+                    what = f"{title}, {each.unit if each.unit == 'ms' else 'per second'}, {each.at:g} at once"
+                    rows.append((what, _spread(each, None), _spread(other, None), f"{gain.value:.2f} ×", gain.note))
+        columns = ("", "a statement each", "one statement for all that wait", "ratio", "appends per statement")
+        yield Sheet(apart.partition(",")[0] + ": appends apart and together", columns, tuple(rows))
+
+
 def _footprint(results: Results) -> Iterable[Sheet]:
     rows = tuple((each.what, each.contender.partition(",")[0], _with_unit(each)) for each in results.of("footprint"))
     yield Sheet("Before anything happens", ("what", "of", "measured"), rows)
@@ -130,6 +146,7 @@ SECTIONS: dict[str, Callable[[Results], Iterable[Sheet]]] = {
     "round-trips": _round_trips,
     "latency": _latency,
     "throughput": _throughput,
+    "together": _together,
     "history": _history,
     "size": _size,
     "storage": _storage,

@@ -13,9 +13,10 @@ from benchmarks.parts.size import size
 from benchmarks.parts.sqlite import sqlite
 from benchmarks.parts.storage import bloat, storage
 from benchmarks.parts.throughput import contended, heavy, throughput
+from benchmarks.parts.together import together
 from benchmarks.world import World
 
-__all__ = ["PARTS", "SCALED"]
+__all__ = ["PARTS", "SCALED", "USUAL"]
 
 PARTS: Mapping[str, Callable[[World], Coroutine[Any, Any, None]]] = {
     "round-trips": round_trips,
@@ -23,6 +24,7 @@ PARTS: Mapping[str, Callable[[World], Coroutine[Any, Any, None]]] = {
     "throughput": throughput,
     "contended": contended,
     "heavy": heavy,
+    "together": together,
     "history": history,
     "sqlite": sqlite,
     "foreign-keys": foreign_keys,
@@ -32,5 +34,8 @@ PARTS: Mapping[str, Callable[[World], Coroutine[Any, Any, None]]] = {
     "bloat": bloat,
 }
 
-#: What the big run is for: everything else is the same at any size.
-SCALED = ["size", "bloat"]
+#: What the big run is for: what grows with the database, and an experiment that is no part of the product.
+SCALED = ["size", "bloat", "together"]
+
+#: What `make bench` has time for; of size and bloat, what is small.
+USUAL = [name for name in PARTS if name != "together"]
