@@ -74,6 +74,9 @@ def create_engine(
     pool_class = overrides.get("poolclass")
     if pool_class is not None and not (isinstance(pool_class, type) and issubclass(pool_class, Pool)):
         raise ValueError(f"poolclass in engine_kwargs must be a pool of SQLAlchemy, not {shown(pool_class)}")
+    for name in ("pool_size", "max_overflow"):
+        if not isinstance(overrides.get(name, 0), int):
+            raise ValueError(f"{name} in engine_kwargs must be a whole number, not {shown(overrides[name])}")
     queued = pool_class is None or issubclass(pool_class, AsyncAdaptedQueuePool)
     settings: dict[str, Any] = dict(POOL) if queued and not _is_private_memory(parsed) else {}
     settings["isolation_level"] = isolation_level

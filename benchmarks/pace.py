@@ -31,7 +31,7 @@ class Pace:
 USUAL = Pace(
     name="usual",
     samples=120,
-    delayed_samples=40,
+    delayed_samples=30,
     delays=(0, 1, 5),
     sessions=(1, 4, 16, 64, 256),
     seconds=0.8,

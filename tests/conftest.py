@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import shutil
@@ -17,7 +18,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import Dialect, Engine, event, make_url
 
 from agents_pg_session import PGSession, SessionStore
@@ -25,7 +27,8 @@ from agents_pg_session.migrations import main as migrate
 from agents_pg_session.testing.pgbouncer import PgBouncer, find_pgbouncer
 from agents_pg_session.testing.server import Server, find_binaries
 from agents_pg_session.urls import WITHOUT_PREPARED_STATEMENTS
-from tests.fetch_pgbouncer import on_debian
+from tests import programs
+from tests.debian import on_debian
 from tests.tally import Tally
 
 SERVER_URL = pytest.StashKey[str]()
@@ -55,6 +58,18 @@ def pytest_configure(config: pytest.Config) -> None:
         server = config.stash[SERVER] = Server(binaries)
         server.start()
         config.stash[SERVER_URL] = server.url
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep the garbage collector away from what stays until the end: half a million objects of other packages.
+
+    The Python that programs are forked from begins to import, while others are tested.
+    """
+    settings(database=None)(given(st.none())(lambda _: None))()  # hypothesis checks who refers to its random numbers
+    gc.collect()
+    gc.freeze()
+    if any("python" in getattr(item, "fixturenames", ()) for item in session.items):
+        programs.prepare()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -106,6 +121,12 @@ def tally(pytestconfig: pytest.Config) -> Tally:
 
 
 @pytest.fixture(scope="session")
+def python(thorough: bool) -> programs.Python:
+    """How a test runs a Python program in a process of its own: an interpreter that begins anew takes two seconds."""
+    return programs.anew if thorough else programs.forked
+
+
+@pytest.fixture(scope="session")
 def server_url(pytestconfig: pytest.Config) -> str:
     """The server's maintenance database."""
     url = pytestconfig.stash.get(SERVER_URL, None)
@@ -122,27 +143,38 @@ def binaries(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_database(server_url: str) -> Iterator[Callable[[], str]]:
+def new_database(server_url: str, pytestconfig: pytest.Config) -> Iterator[Callable[[], str]]:
     """A function that creates an empty database and returns its URL; all are dropped at the end."""
     names: list[str] = []
 
-    def create() -> str:
+    def create(like: str = "template1") -> str:
         name = f"agents_test_{secrets.token_hex(6)}"
-        asyncio.run(_ask(server_url, f"CREATE DATABASE {name}"))
+        asyncio.run(_ask(server_url, f"CREATE DATABASE {name} TEMPLATE {like}"))
         names.append(name)
         return make_url(server_url).set(database=name).render_as_string(hide_password=False)
 
     yield create
+    if SERVER in pytestconfig.stash:
+        return  # all of the server is thrown away
     for name in names:
         asyncio.run(_ask(server_url, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture(scope="session")
-def postgres_url(new_database: Callable[[], str]) -> str:
-    """A database at the newest revision, migrated by Alembic."""
-    url = new_database()
-    migrate(["-x", f"url={url}", "upgrade", "head"])
-    return url
+def migrated_database(new_database: Callable[..., str]) -> Callable[[], str]:
+    """A function that returns the URL of a database of its own, at the newest revision: a copy of one that was migrated
+    by Alembic.
+    """
+    template = new_database()
+    migrate(["-x", f"url={template}", "upgrade", "head"])
+    name = make_url(template).database
+    return lambda: new_database(like=name)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(migrated_database: Callable[[], str]) -> str:
+    """The database that most tests share, at the newest revision."""
+    return migrated_database()
 
 
 @pytest.fixture(scope="session")
@@ -154,9 +186,10 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test on every backend, unless it names its own; thoroughly, the contract suite through PgBouncer too."""
+    """Run a test on every backend, unless it or its file names its own; thoroughly, the contract on PgBouncer too."""
     named = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
-    if "backend" in metafunc.fixturenames and "backend" not in named:
+    own = hasattr(metafunc.module, "pytest_generate_tests")
+    if "backend" in metafunc.fixturenames and "backend" not in named and not own:
         pooled = metafunc.config.option.thorough and metafunc.definition.path.parent.name == "contract"
         metafunc.parametrize("backend", BACKENDS + POOLED if pooled else BACKENDS, indirect=True)
 
@@ -188,7 +221,7 @@ def pgbouncer_program(kind: str) -> Path:
     program = find_pgbouncer(tracks_statements=kind == "tracking")
     if program is None and not on_debian():
         pytest.skip(f"no PgBouncer {'1.21 or newer' if kind == 'tracking' else 'before 1.21'}: install one on the PATH")
-    assert program is not None, "PgBouncer was not fetched: run `python tests/fetch_pgbouncer.py`, as the Makefile does"
+    assert program is not None, "PgBouncer was not fetched: run `python -m tests.fetch_pgbouncer`, as the Makefile does"
     return program
 
 

@@ -25,7 +25,7 @@ def ours(session_id: str, url: str) -> Session:
 
 def ours_impatient(session_id: str, url: str) -> Session:
     """The same, giving up sooner: the suite asks for what happens when the database stays away."""
-    return PGSession.from_url(session_id, url=url, create_tables=True, retry_for=4, command_timeout=2)
+    return PGSession.from_url(session_id, url=url, create_tables=True, retry_for=1.5, command_timeout=0.8)
 
 
 def asyncpg_url(url: str) -> str:

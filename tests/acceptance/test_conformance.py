@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from sqlalchemy import make_url
 from agents_pg_session.testing import PROMISES, NotApplicable, Promise, Subject, survey, table
 from tests.acceptance import broken_sessions, sessions_of_others
 from tests.acceptance.broken_sessions import Doubles, Leaks, Loses, Piecewise, Plain, Reorders, SaysEmpty
+from tests.programs import Python
 from tests.tally import Tally
 
 ROOT = Path(__file__).parents[2]
@@ -23,12 +23,21 @@ PAGE = ROOT / "docs" / "conformance.md"
 
 #: On SQLite, those that need no server.
 HERE = [promise for promise in PROMISES if promise.needs == "nothing" or promise.name == "reading_creates_nothing"]
-#: Over psycopg, in the suite: these groups without these promises.
-OF_THE_DRIVER = {"protocol", "fidelity", "exactly once", "truth", "cancellation"}
-SLOW = {"a_crash_loses_nothing_acknowledged", "a_database_that_is_away_is_an_error", "a_large_item_survives"}
 WAITING = {"a_frozen_connection_holds_nobody_for_ever", "a_database_that_is_away_is_an_error"}
-SLOW |= {"a_frozen_connection_holds_nobody_for_ever", "a_cancelled_call_settles"}
-SLOWEST = {"processes_may_create_the_tables_at_once"}  # tests/migrations/test_races.py has it in each run
+#: Not asked in the suite: over psycopg what is not of these groups, there and on SQLite what takes long, and over
+#: asyncpg what tests/migrations/test_races.py has in each run.
+OF_THE_DRIVER = {"exactly once", "truth", "cancellation"}  # the rest has tests/contract
+SLOW = {"a_cancelled_call_settles", "a_large_item_survives"}
+NOT_ASKED = {
+    "asyncpg": {"processes_may_create_the_tables_at_once"},
+    "sqlite": SLOW | {"what_was_read_stays", "a_hundred_callers_get_their_turn"},
+    "psycopg": SLOW
+    | WAITING
+    | {"a_crash_loses_nothing_acknowledged", "a_cancelled_call_settles_on_a_slow_network"}
+    | {"a_cut_append_is_whole", "a_cut_pop_takes_one", "a_cut_clear_clears_all_or_nothing"}  # who keeps those
+    | {"a_cut_read_is_true_or_an_error"}  # about lost connections that fail no call keeps these
+    | {each.name for each in PROMISES if each.group not in OF_THE_DRIVER},
+}
 
 #: What the kit must be able to tell apart, by promises that are quick.
 TELLING = {
@@ -44,7 +53,8 @@ TELLING = {
     "a_cut_read_is_true_or_an_error",
     "cancelled_calls_leave_nothing_in_use",
 }
-CUTS = {each for each in TELLING if "_cut_" in each or "_slow_" in each}
+#: In the suite, what else is asked of those with a fault: the sound one is asked everything.
+KEPT = {"items_come_back_in_order", "a_limit_of_zero_is_nothing", "every_item_is_popped_once"}
 NO_RETRY = "a_lost_connection_fails_no_append"
 BROKEN_BY = {
     Plain: {NO_RETRY},
@@ -63,7 +73,7 @@ BROKEN_BY = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Ask each backend; without `--thorough`, psycopg only what depends on the driver, and nobody what is slowest."""
+    """Ask each backend; without `--thorough`, SQLite and psycopg what is quick, and psycopg what is of the driver."""
     if "promise" not in metafunc.fixturenames:
         return
     thorough = metafunc.config.option.thorough
@@ -71,9 +81,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         (over, each)
         for over in ("sqlite", "asyncpg", "psycopg")
         for each in PROMISES
-        if (over != "sqlite" or each in HERE)
-        and (thorough or each.name not in SLOWEST)
-        and (thorough or over != "psycopg" or (each.group in OF_THE_DRIVER and each.name not in SLOW))
+        if (over != "sqlite" or each in HERE) and (thorough or each.name not in NOT_ASKED[over])
     ]
     metafunc.parametrize(("over", "promise"), asked, ids=str)
 
@@ -106,7 +114,7 @@ async def test_the_kit_finds_it_out(
     """
     url = await asyncio.to_thread(new_database)
     subject = Subject(broken_sessions.opener(kind), url, broken_sessions.create_tables)
-    asked = TELLING if thorough or kind is Plain else BROKEN_BY[kind] | TELLING - CUTS
+    asked = TELLING if thorough or kind is Plain else BROKEN_BY[kind] | KEPT
     report = await survey(subject, [each for each in PROMISES if each.name in asked], rounds=1)
     tally.add("Conformance kit on broken sessions", sessions=1, promises=len(asked), broken=len(report.broken))
 
@@ -134,24 +142,24 @@ async def test_what_cannot_be_asked_is_said(tmp_path: Path) -> None:
         await away.check(subject)
 
 
-def test_the_ten_lines_run(tmp_path: Path, new_database: Callable[[], str]) -> None:
+def test_the_ten_lines_run(python: Python, tmp_path: Path, new_database: Callable[[], str]) -> None:
     """The example of the page, as a file of its own with nothing but the kit, keeps its promises and is ten lines."""
     [example] = [block for block in blocks("python") if "PROMISES" in block]
     assert len([line for line in example.splitlines() if line and not line.startswith(("import", "from"))]) <= 10
     url = sessions_of_others.asyncpg_url(new_database())
     (tmp_path / "test_my_session.py").write_text(re.sub(r'"postgresql[^"]*"', repr(url), example))
     options = ["-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", "-k", "protocol or limit or pop_takes"]
-    result = subprocess.run([sys.executable, "-m", "pytest", *options, tmp_path], capture_output=True, text=True)
+    result = python("-m", "pytest", *options, tmp_path, cwd=tmp_path, env=os.environ)
 
     assert result.returncode == 0, result.stdout
     assert " passed" in result.stdout
 
 
-def test_the_command_prints_the_table(postgres_url: str) -> None:
+def test_the_command_prints_the_table(python: Python, postgres_url: str) -> None:
     """`python -m agents_pg_session.testing package.module:open_session` prints what is kept; its code says so too."""
-    command = [sys.executable, "-m", "agents_pg_session.testing", "tests.acceptance.sessions_of_others:ours"]
+    command = ["-m", "agents_pg_session.testing", "tests.acceptance.sessions_of_others:ours"]
     chosen = ["--url", postgres_url, "--only", "a_limit_of_zero_is_nothing", "--only", "pop_takes_the_newest"]
-    result = subprocess.run([*command, *chosen], capture_output=True, text=True, cwd=ROOT)
+    result = python(*command, *chosen, cwd=ROOT, env=os.environ)
 
     assert result.returncode == 0, result.stderr
     assert "2 promises kept, 0 broken, 0 not applicable" in result.stdout

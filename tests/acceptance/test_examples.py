@@ -1,37 +1,47 @@
-"""Every example runs, as a user would run it: its own process, its own folder."""
+"""Every example runs, as a user would run it: its own process, its own folder.
+
+Without `--thorough`, only the drop-in's interpreter begins anew: see tests/programs.py.
+"""
 
 from __future__ import annotations
 
 import os
 import runpy
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from agents_pg_session.migrations import main as migrate
 from tests.acceptance.responses_api import responses_api
+from tests.programs import Python, anew
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(example: str, folder: Path, environment: Mapping[str, str] | None = None) -> list[str]:
+class Run(Protocol):
+    def __call__(self, example: str, folder: Path, environment: Mapping[str, str] | None = None) -> list[str]: ...
+
+
+@pytest.fixture
+def run(python: Python) -> Run:
+    """Runs an example in a folder and returns its lines."""
+
+    def run(example: str, folder: Path, environment: Mapping[str, str] | None = None) -> list[str]:
+        return lines_of(python, example, folder, environment)
+
+    return run
+
+
+def lines_of(python: Python, example: str, folder: Path, environment: Mapping[str, str] | None = None) -> list[str]:
     """Run an example in *folder* without key, database or colours, unless *environment* sets them; return its lines."""
     unset = ("OPENAI_API_KEY", "AGENTS_PG_URL", "FORCE_COLOR")
     inherited = {name: value for name, value in os.environ.items() if name not in unset}
-    result = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", EXAMPLES / example],
-        cwd=folder,
-        env={**inherited, "COLUMNS": "140", "PYTHONIOENCODING": "utf-8", **(environment or {})},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=100,
-        check=False,
-    )
+    chosen = {**inherited, "COLUMNS": "140", "PYTHONIOENCODING": "utf-8", **(environment or {})}
+    result = python("-W", "error::ResourceWarning", EXAMPLES / example, cwd=folder, env=chosen)
     assert (result.returncode, result.stderr) == (0, "")
     return [line.strip() for line in result.stdout.splitlines()]
 
@@ -47,7 +57,7 @@ def test_every_example_is_run_here() -> None:
 def test_the_drop_in_remembers(tmp_path: Path) -> None:
     """The second run sends the first question and its answer along, and the file it makes keeps all four items."""
     with responses_api("San Francisco.", "California.") as api:
-        lines = run("drop_in.py", tmp_path, api.environment)
+        lines = lines_of(anew, "drop_in.py", tmp_path, api.environment)
 
     assert lines == ["San Francisco.", "California."]
     second = api.requests[1]["input"]
@@ -69,7 +79,7 @@ def database(request: pytest.FixtureRequest) -> Mapping[str, str]:
     return {"AGENTS_PG_URL": request.getfixturevalue("postgres_url")}
 
 
-def test_the_quickstart_shows_a_whole_conversation(database: Mapping[str, str], tmp_path: Path) -> None:
+def test_the_quickstart_shows_a_whole_conversation(run: Run, database: Mapping[str, str], tmp_path: Path) -> None:
     """Without a key it chats, pauses, resumes, and asks the database what became of tools, tokens, events and items."""
     lines = run("quickstart.py", tmp_path, database)
 
@@ -88,7 +98,7 @@ def test_the_quickstart_shows_a_whole_conversation(database: Mapping[str, str], 
     assert (tmp_path / "quickstart.db").exists() is (not database)
 
 
-def test_the_quickstart_can_be_run_again(tmp_path: Path) -> None:
+def test_the_quickstart_can_be_run_again(run: Run, tmp_path: Path) -> None:
     """Two runs on one file, at the same time, make two sessions, and each shows only its own; 80 columns are enough."""
     narrow = {"COLUMNS": "80", "NO_COLOR": "1"}
     with ThreadPoolExecutor() as both:
@@ -109,7 +119,7 @@ def test_the_quickstart_says_what_to_do_about_an_old_file(tmp_path: Path, monkey
         runpy.run_path(str(EXAMPLES / "quickstart.py"), run_name="__main__")
 
 
-def test_approvals_are_decided_once(database: Mapping[str, str], tmp_path: Path) -> None:
+def test_approvals_are_decided_once(run: Run, database: Mapping[str, str], tmp_path: Path) -> None:
     """Two runs wait; one is approved, one rejected, whoever comes late is told so, and the inbox is empty."""
     lines = run("approvals.py", tmp_path, database)
 
@@ -138,7 +148,7 @@ APPROVAL_EVENTS = [
 ]
 
 
-def test_branches_stand_side_by_side(tmp_path: Path) -> None:
+def test_branches_stand_side_by_side(run: Run, tmp_path: Path) -> None:
     """The edited and the regenerated branch begin with the first turn and go their own way; the source stays whole."""
     lines = run("branches.py", tmp_path)
 
@@ -155,7 +165,7 @@ def test_branches_stand_side_by_side(tmp_path: Path) -> None:
     assert lines[-1] == f"branches: {trip}-again, {trip}-edited, {trip}"
 
 
-def test_memory_is_a_window_or_a_summary(tmp_path: Path) -> None:
+def test_memory_is_a_window_or_a_summary(run: Run, tmp_path: Path) -> None:
     """The model is given a turn, then a summary and what it has not seen, then a summary alone; nothing is lost."""
     lines = run("memory.py", tmp_path)
 

@@ -13,7 +13,6 @@ from typing import Any
 import agents
 import pytest
 
-from agents_pg_session.migrations import main as migrate
 from tests.acceptance.agents_for_tests import TELLS_TOOL_ERRORS
 from tests.acceptance.responses_api import ResponsesAPI, responses_api
 
@@ -53,11 +52,9 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[ResponsesAPI]:
 
 
 @pytest.fixture
-def readers_machine(tmp_path: Path, new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def readers_machine(tmp_path: Path, migrated_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder, and AGENTS_PG_URL pointing to a migrated database of its own."""
-    url = new_database()
-    migrate(["-x", f"url={url}", "upgrade", "head"])
-    monkeypatch.setenv("AGENTS_PG_URL", url)
+    monkeypatch.setenv("AGENTS_PG_URL", migrated_database())
     monkeypatch.chdir(tmp_path)
 
 

@@ -18,7 +18,6 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from agents_pg_session import PGSession, SessionStore, Window
-from agents_pg_session.migrations import main as migrate
 from tests.acceptance.agents_for_tests import QUIET, calls, says, scripted
 from tests.acceptance.test_readme import README
 from tests.items import user
@@ -44,11 +43,9 @@ def test_the_table_is_read_whole() -> None:
 
 
 @pytest.fixture(scope="module")
-def table_url(new_database: Callable[[], str]) -> str:
-    """A migrated database for the table alone: its rows are about session user-123."""
-    url = new_database()
-    migrate(["-x", f"url={url}", "upgrade", "head"])
-    return url
+def table_url(migrated_database: Callable[[], str]) -> str:
+    """A database for the table alone: its rows are about session user-123."""
+    return migrated_database()
 
 
 async def prepared(url: str, stack: AsyncExitStack) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tests.postgres.conftest import observer, proxied_url, proxy
 __all__ = ["observer", "proxied_url", "proxy"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def own_server() -> Iterator[Server]:
     """A server that a test may kill; it is expected to be started again."""
     server = migrated_server()
@@ -26,6 +26,12 @@ def own_server() -> Iterator[Server]:
 @pytest.fixture(params=["asyncpg", "psycopg"])
 def url(request: pytest.FixtureRequest, proxied_url: str) -> URL:
     """The test database behind the proxy, over both drivers."""
+    return make_url(proxied_url).set(drivername=f"postgresql+{request.param}")
+
+
+@pytest.fixture
+def url_in_turn(request: pytest.FixtureRequest, proxied_url: str) -> URL:
+    """The same over a driver that a test is given: see tests/sampling.py."""
     return make_url(proxied_url).set(drivername=f"postgresql+{request.param}")
 
 

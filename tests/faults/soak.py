@@ -180,7 +180,7 @@ class _Soak:
             with suppress(*AWAY):
                 await make()
                 self.report.faults[kind] += 1
-            await asyncio.sleep(self._dice.uniform(0.5, 4.0))
+            await asyncio.sleep(min(self._dice.uniform(0.5, 4.0), max(0.0, until - clock())))
 
     async def _cut_all(self) -> None:
         self._proxy.cut_all()

@@ -19,8 +19,10 @@ from sqlalchemy import make_url
 
 from agents_pg_session import SessionStore
 from agents_pg_session.testing.proxy import ANSWER, Fault, Message, Proxy, Side
+from tests.faults.network import healed
 from tests.faults.verbs import COMPOSITE, VERBS, Verb, in_peace, known
 from tests.items import user
+from tests.sampling import DRIVERS
 from tests.tally import Tally
 
 #: Seconds until a frozen connection is given up, for statements and for connecting.
@@ -28,9 +30,22 @@ PATIENCE = 0.2
 
 Stage = Literal["statement", "recovery"]
 How = Literal["cut", "stall"]
-HOW: list[How] = ["cut", "stall"]
-DRIVERS = ("asyncpg", "psycopg")
 T = TypeVar("T")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Thoroughly, every verb in every way; in the suite every verb is cut, and then meets one of the rest."""
+    verbs = list(VERBS)
+    stalled, recovering, cancelled = (verbs[part::3] for part in range(3))
+    if metafunc.config.option.thorough:
+        stalled = recovering = cancelled = verbs
+    if metafunc.function is test_a_verb_disturbed_anywhere_takes_effect_once:
+        pairs = [*(("cut", verb) for verb in verbs), *(("stall", verb) for verb in stalled)]
+        metafunc.parametrize(("how", "verb"), pairs)
+    elif metafunc.function is test_a_verb_whose_recovery_is_disturbed_takes_effect_once:
+        metafunc.parametrize("verb", recovering)
+    elif metafunc.function is test_a_verb_cancelled_anywhere_takes_effect_whole_or_not_at_all:
+        metafunc.parametrize("verb", [verb for verb in cancelled if verb not in COMPOSITE])
 
 
 class _Stop(BaseException):
@@ -113,23 +128,16 @@ def points_of(messages: Sequence[Message], how: How) -> list[Fault]:
 
 
 def chosen(verb: str, options: Sequence[T], thorough: bool) -> Sequence[T]:
-    """Return all options, or one: another for the next verb, so that a sample of them meets each."""
-    return options if thorough else [options[list(VERBS).index(verb) % len(options)]]
+    """Return all options, or one: another some verbs later, so that a sample of them meets each."""
+    return options if thorough else [options[list(VERBS).index(verb) // 3 % len(options)]]
 
 
 def sample(verb: str, points: Sequence[Fault], thorough: bool, few: int) -> Sequence[Fault]:
     """Return all points, or *few* of them spread over the whole verb, others for the next verb."""
     if thorough or len(points) <= few:
         return points
-    first = list(VERBS).index(verb) % (len(points) // few)
+    first = list(VERBS).index(verb) // 3 % (len(points) // few)
     return [points[(first + index * len(points) // few) % len(points)] for index in range(few)]
-
-
-async def healed(proxy: Proxy, store: SessionStore) -> None:
-    """Let everything that was frozen arrive, and wait until the connections nobody uses any more have ended."""
-    proxy.heal()
-    while proxy.open > store.engine.pool.checkedin():  # type: ignore[attr-defined]
-        await asyncio.sleep(0.002)
 
 
 async def disturbed(
@@ -154,14 +162,12 @@ async def disturbed(
     assert await known(observer, session) == peace.new, (faults, "arrived late")
 
 
-@pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("how", HOW)
 async def test_a_verb_disturbed_anywhere_takes_effect_once(
     proxied_url: str, observer: asyncpg.Connection, proxy: Proxy, new_id: Callable[[], str], how: How, verb: str,
     thorough: bool, tally: Tally,
 ) -> None:  # fmt: skip
     """Cut or frozen between any two messages, the verb answers and leaves what it does in peace, once."""
-    for driver in DRIVERS if how == "cut" else chosen(verb, DRIVERS, thorough):
+    for driver in chosen(verb, DRIVERS, thorough):
         async with warm_store(proxied_url, driver) as store:
             peace = await undisturbed(VERBS[verb], how, "statement", store, observer, proxy, new_id)
             for point in sample(verb, peace.points, thorough, 2 if how == "cut" else 1):
@@ -169,7 +175,6 @@ async def test_a_verb_disturbed_anywhere_takes_effect_once(
                 tally.add("Every cut", **{f"points {how}": 1, "acknowledged": 1, "lost": 0, "doubled": 0})
 
 
-@pytest.mark.parametrize("verb", VERBS)
 async def test_a_verb_whose_recovery_is_disturbed_takes_effect_once(
     proxied_url: str, observer: asyncpg.Connection, proxy: Proxy, new_id: Callable[[], str], verb: str,
     thorough: bool, tally: Tally,
@@ -185,7 +190,6 @@ async def test_a_verb_whose_recovery_is_disturbed_takes_effect_once(
                 tally.add("Every cut", **{f"points {how} in recovery": 1, "acknowledged": 1, "lost": 0, "doubled": 0})
 
 
-@pytest.mark.parametrize("verb", [name for name in VERBS if name not in COMPOSITE])
 async def test_a_verb_cancelled_anywhere_takes_effect_whole_or_not_at_all(
     proxied_url: str, observer: asyncpg.Connection, proxy: Proxy, new_id: Callable[[], str], verb: str,
     thorough: bool, tally: Tally,

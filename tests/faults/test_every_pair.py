@@ -19,6 +19,7 @@ from sqlalchemy import make_url
 from agents_pg_session import SessionStore
 from tests.postgres.races.lines import known, lined_up, watching
 from tests.postgres.races.verbs import ASKED, FENCED, MOMENTS, NOTHING, TALK, attempted, pairs_at, staged, verb_of
+from tests.sampling import in_turn
 from tests.tally import Tally
 
 #: The schedules that matter most: these are in every run of the suite.
@@ -116,7 +117,14 @@ class Arena:
         return await known(self.watcher, session_id, f"{session_id} copy")
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.function is test_a_schedule_that_matters:
+        in_turn(metafunc, "arena", "moment one other", {"-".join(each): each for each in NAMED})
+    elif metafunc.function is test_every_pair_of_verbs:
+        in_turn(metafunc, "arena", "moment", {moment: (moment,) for moment in MOMENTS})
+
+
+@pytest.fixture
 async def arena(request: pytest.FixtureRequest, postgres_url: str, new_id: Callable[[], str]) -> AsyncIterator[Arena]:
     url = make_url(postgres_url).set(drivername=f"postgresql+{request.param}")
     async with (
@@ -151,14 +159,12 @@ def comparable(outcome: Outcome) -> object:
     return sorted([name.strip(), repr(answer)] for name, answer in answers.items()), left
 
 
-@pytest.mark.parametrize(("moment", "one", "other"), NAMED, ids=lambda value: str(value))
 async def test_a_schedule_that_matters(arena: Arena, tally: Tally, moment: str, one: str, other: str) -> None:
     """Two verbs at once, in both orders of arrival: both answers and all that is left are those of a serial order."""
     await check(arena, moment, one, other, tally)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("moment", MOMENTS)
 async def test_every_pair_of_verbs(arena: Arena, tally: Tally, thorough: bool, moment: str) -> None:
     """Every two verbs at every moment of a session, the same; a sample of them where time is short."""
     pairs = pairs_at(moment)

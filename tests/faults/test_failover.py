@@ -21,12 +21,23 @@ from agents_pg_session.testing.server import Server
 from tests.faults.load import Load
 from tests.faults.servers import migrated_server
 from tests.items import user
+from tests.sampling import in_turn
 from tests.tally import Tally
 
 Pair = tuple[Server, Server]
 
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'agents_pg_session'"
 ENDS = {"cancel": "SELECT pg_cancel_backend($1)", "terminate": "SELECT pg_terminate_backend($1)"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.function is test_what_was_acknowledged_is_on_the_new_primary:
+        in_turn(metafunc, "driver", "", {"": ()}, fixture=False)
+    elif metafunc.function is test_an_append_that_waits_for_the_standby_is_there_once:
+        cases = {how: (how,) for how in ("cancel", "terminate", "time is up")}
+        in_turn(metafunc, "driver", "how", cases, fixture=False)
+    elif metafunc.function is test_a_lost_answer_is_asked_for_where_it_was_lost:
+        in_turn(metafunc, "driver", "", {"": ()}, fixture=False)
 
 
 @pytest.fixture(scope="module")
@@ -62,18 +73,16 @@ def hosts(*ports: int, driver: str = "asyncpg", attrs: str = "", user: str = "po
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("driver", "attrs"), [("asyncpg", ""), ("psycopg", "read-write")])
 async def test_what_was_acknowledged_is_on_the_new_primary(
     new_pair: Callable[[], Pair],
     driver: str,
-    attrs: str,
     new_id: Callable[[], str],
     thorough: bool,
     tally: Tally,
 ) -> None:
     """The primary is killed and the standby promoted under 32 writers: every acknowledged write is on the new primary
     once and whole, one in doubt once or not at all, and the writers go on by themselves."""
-    for wanted in ("", "read-write") * 5 if thorough else (attrs,):
+    for wanted in ("", "read-write") * 5 if thorough else ("",):
         primary, standby = await asyncio.to_thread(new_pair)
         url = hosts(primary.port, standby.port, driver=driver, attrs=wanted)
         async with AsyncExitStack() as stack:
@@ -136,7 +145,7 @@ async def test_an_old_primary_that_comes_back_acknowledges_nothing(pair: Pair, n
     await asyncio.to_thread(standby.promote)
     await asyncio.to_thread(primary.start)
     url = hosts(primary.port, standby.port, attrs="read-write")
-    async with SessionStore.open(url, retry_for=2, command_timeout=0.5) as store:
+    async with SessionStore.open(url, retry_for=1, command_timeout=0.4) as store:
         session = store.session(new_id())
         with pytest.raises(StorageUnavailable, match="once, whole, or not at all"):
             await session.add_items([user("where?")])
@@ -144,8 +153,6 @@ async def test_an_old_primary_that_comes_back_acknowledges_nothing(pair: Pair, n
         assert await store.session(session.session_id).get_items() == []
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-@pytest.mark.parametrize("how", ["cancel", "terminate", "time is up"])
 async def test_an_append_that_waits_for_the_standby_is_there_once(
     pair: Pair, driver: str, how: str, new_id: Callable[[], str]
 ) -> None:
@@ -178,7 +185,6 @@ async def test_an_append_that_waits_for_the_standby_is_there_once(
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 async def test_a_lost_answer_is_asked_for_where_it_was_lost(
     pair: Pair, driver: str, new_id: Callable[[], str], thorough: bool, tally: Tally
 ) -> None:

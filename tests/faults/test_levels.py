@@ -156,14 +156,16 @@ async def test_a_role_that_only_reads(database: URL, admin: asyncpg.Connection, 
         await (session := store.session(new_id())).add_items([user("1"), call("c"), output("c")])
     for driver in DRIVERS:
         url = database.set(drivername=f"postgresql+{driver}", username=role)
-        async with SessionStore.open(url, retry_for=0.5) as reader:
-            session = reader.session(session.session_id)
-            assert await session.get_items() == [user("1"), call("c"), output("c")]
-            assert (await session.info()).item_count == 3
-            assert [each.status for each in await session.tool_runs.list()] == ["succeeded"]
+        async with (
+            PGSession.from_url(session.session_id, url=url) as reader,
+            PGSession.from_url(session.session_id, url=url, retry_for=0.5) as writer,  # on the same pool
+        ):
+            assert await reader.get_items() == [user("1"), call("c"), output("c")]
+            assert (await reader.info()).item_count == 3
+            assert [each.status for each in await reader.tool_runs.list()] == ["succeeded"]
             with pytest.raises(StorageUnavailable, match="25006"):
-                await session.add_items([user("2")])
-            assert len(await session.get_items()) == 3
+                await writer.add_items([user("2")])
+            assert len(await reader.get_items()) == 3
     await admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 

@@ -8,9 +8,8 @@ import asyncio
 import gc
 import json
 import multiprocessing
+import os
 import pickle
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from agents_pg_session import PGSession, SessionStore
 from agents_pg_session.testing.proxy import Proxy
 from tests.acceptance.agents_for_tests import QUIET, says, scripted
 from tests.items import assistant, call, output, user
+from tests.programs import FORKED, Python
 from tests.tally import Tally
 
 HARNESS = "Loops and threads"
@@ -43,7 +43,7 @@ async def test_8_threads_on_one_store_while_connections_are_cut(
     is cut again and again: each append is there once, whole, and each pop gave its item to one caller.
     """
     store, shared = SessionStore.open(url, engine_kwargs={"pool_size": 3}, retry_for=60), new_id()
-    parts, own = 10 if thorough else 3, [new_id() for _ in range(8)]
+    parts, own = 10 if thorough else 2, [new_id() for _ in range(8)]
 
     async def work(thread: int) -> list[object]:
         async def mix(part: int) -> object:
@@ -88,9 +88,12 @@ async def test_8_threads_on_one_store_while_connections_are_cut(
 # -- loops
 
 
-def test_loops_that_are_closed_and_replaced(postgres_url: str, new_id: Callable[[], str], tally: Tally) -> None:
-    """`asyncio.run` fifty times on one store: neither pools nor connections nor loops pile up."""
+def test_loops_that_are_closed_and_replaced(
+    postgres_url: str, new_id: Callable[[], str], tally: Tally, thorough: bool
+) -> None:
+    """`asyncio.run` again and again on one store: neither pools nor connections nor loops pile up."""
     store, name, loops, most = SessionStore.open(postgres_url), new_id(), list[ref[Any]](), 0
+    runs = 50 if thorough else 20
 
     async def append(number: int) -> None:
         nonlocal most
@@ -100,15 +103,15 @@ def test_loops_that_are_closed_and_replaced(postgres_url: str, new_id: Callable[
         async with store.engine.connect() as connection:
             most = max(most, (await connection.exec_driver_sql(CONNECTIONS)).scalar_one())
 
-    for number in range(50):
+    for number in range(runs):
         asyncio.run(append(number))
     gc.collect()
 
     assert most <= 3 + 1  # this loop's, and one that the server has not buried yet
     assert sum(each() is not None for each in loops) <= 1
     assert asyncio.run(settled_at(postgres_url, 0)) == 0
-    assert len(asyncio.run(read_and_close(store, name))) == 150
-    tally.add(HARNESS, loops=50)
+    assert len(asyncio.run(read_and_close(store, name))) == 3 * runs
+    tally.add(HARNESS, loops=runs)
 
 
 def test_run_sync_in_threads_that_end(postgres_url: str, new_id: Callable[[], str]) -> None:
@@ -223,7 +226,7 @@ print(json.dumps(told))
 """
 
 
-def test_a_fork_while_the_loop_runs(postgres_url: str, new_id: Callable[[], str], tally: Tally) -> None:
+def test_a_fork_while_the_loop_runs(python: Python, postgres_url: str, new_id: Callable[[], str], tally: Tally) -> None:
     """Forked while appends are under way, a child never speaks on a socket of its parent, in a new loop or the old one:
     on our engine it makes connections of its own; on a borrowed one it gets a `SessionError` that says what to do, and
     after that works.
@@ -232,7 +235,7 @@ def test_a_fork_while_the_loop_runs(postgres_url: str, new_id: Callable[[], str]
         make_url(postgres_url).set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
         for driver in ("asyncpg", "psycopg")
     ]
-    for number, told in enumerate(json.loads(ran(FORK, new_id(), *urls))):
+    for number, told in enumerate(json.loads(ran(python, FORK, new_id(), *urls))):
         borrowed = number % 2 == 1
         assert told["before"] == told["after"] == told["last"], "the parent's connections are intact"
         for child in (told["child"], told["same_loop"]):
@@ -288,13 +291,15 @@ loop.close()
 
 
 def test_workers_forked_before_and_after_the_first_use(
-    postgres_url: str, new_id: Callable[[], str], tmp_path: Path
+    python: Python, postgres_url: str, new_id: Callable[[], str], tmp_path: Path
 ) -> None:
     """A server may make its store or engine and then fork: nothing was connected yet. A SQLite engine that was in use
     is refused in a child instead of waiting for ever for a thread that is not there.
     """
     url = make_url(postgres_url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
-    codes, refusal = ran(OTHER_FORKS, url, name := new_id(), f"sqlite+aiosqlite:///{tmp_path / 's.db'}").splitlines()
+    codes, refusal = ran(
+        python, OTHER_FORKS, url, name := new_id(), f"sqlite+aiosqlite:///{tmp_path / 's.db'}"
+    ).splitlines()
 
     assert codes == "[0, 0]"
     assert asyncio.run(read_and_close(SessionStore.open(postgres_url), name)) == [user("hi")] * 4
@@ -313,8 +318,9 @@ def append_by_url(url: str, name: str, number: int) -> None:
 
 def test_a_spawned_worker_needs_a_url(postgres_url: str, new_id: Callable[[], str], thorough: bool) -> None:
     """What goes to another process is the URL and the session id: there it opens connections of its own."""
-    name, context, count = new_id(), multiprocessing.get_context("spawn"), 4 if thorough else 1
-    workers = [context.Process(target=append_by_url, args=(postgres_url, name, number)) for number in range(count)]
+    name, count = new_id(), 4 if thorough else 2
+    start = multiprocessing.get_context("spawn").Process if thorough else FORKED.Process
+    workers = [start(target=append_by_url, args=(postgres_url, name, number)) for number in range(count)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -360,10 +366,10 @@ async def read_and_close(store: SessionStore, name: str) -> list[Any]:
         return list(await store.session(name).get_items())
 
 
-def ran(script: str, *arguments: str) -> str:
+def ran(python: Python, script: str, *arguments: str) -> str:
     """Run a script in a process of its own and return what it printed."""
-    command = [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = ("-W", "error::ResourceWarning", "-c", textwrap.dedent(script), *arguments)
+    done = python(*command, cwd=Path.cwd(), env=os.environ)
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr, done.stderr
     return done.stdout

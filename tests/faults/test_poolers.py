@@ -7,7 +7,6 @@ one (`tracking`) that needs nothing. `make faults` runs the whole contract suite
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -27,8 +26,9 @@ from tests.conftest import pgbouncer_program
 from tests.faults.pooling import WAYS, Trouble, Way, opened, running
 from tests.faults.verbs import VERBS, Verb, in_peace, known
 from tests.items import user
-from tests.migrations.actions import ROOT, run
+from tests.migrations.actions import ROOT, environment
 from tests.migrations.catalog import difference, of_postgres
+from tests.programs import Python
 from tests.tally import Tally
 
 CLIENTS, STORES = 40, 8
@@ -36,10 +36,10 @@ ADVICE = "behind PgBouncer in transaction mode, open the store with pgbouncer=Tr
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Thoroughly, every way; in the suite those through 1.18, and one of them where much is started and killed."""
+    """Thoroughly, every way; in the suite both poolers and both drivers, or one through 1.18 where it takes long."""
     if "way" in metafunc.fixturenames:
-        several = 1 if metafunc.function in SLOW else 4 if metafunc.function in QUICK else 2
-        ways = WAYS if metafunc.config.option.thorough else WAYS[:several]
+        one = [WAYS[IN_TURN.index(metafunc.function) % 2]] if metafunc.function in IN_TURN else []
+        ways = WAYS if metafunc.config.option.thorough else one or [WAYS[0], WAYS[3]]
         metafunc.parametrize("way", ways, ids=[f"{way.driver}-{way.kind}" for way in ways])
 
 
@@ -306,16 +306,21 @@ async def test_what_a_pooler_refuses_is_not_waited_for(
 
 
 def test_ten_processes_set_up_one_schema_through_a_pooler(
-    way: Way, pgbouncer: Callable[[str], PgBouncer], new_database: Callable[[], str], postgres_url: str
+    way: Way, python: Python, pgbouncer: Callable[[str], PgBouncer], new_database: Callable[[], str], postgres_url: str
 ) -> None:
     """Upgrades and `create_tables` of ten processes at once all succeed: their lock is their transaction's."""
     empty = new_database()
     url = way.url(pgbouncer(way.kind), make_url(empty).database).render_as_string(hide_password=False)
-    crowd = run(sys.executable, "-m", "tests.migrations.crowd", url, *["upgrade", "create"] * 5, cwd=ROOT)
+    crowd = python("-m", "tests.migrations.crowd", url, *["upgrade", "create"] * 5, cwd=ROOT, env=environment())
 
     assert (crowd.returncode, crowd.stdout, crowd.stderr) == (0, "", "")
     assert difference(asyncio.run(of_postgres(empty)), asyncio.run(of_postgres(postgres_url))) == {}
 
 
-QUICK = (test_every_verb_does_through_a_pooler_what_it_does_without, test_what_a_pooler_refuses_is_not_waited_for)
-SLOW = (test_a_load_through_a_pooler_in_trouble, test_ten_processes_set_up_one_schema_through_a_pooler)
+IN_TURN = (
+    test_a_load_through_a_pooler_in_trouble,
+    test_a_connection_that_dies_behind_the_pooler,
+    test_forty_clients_on_three_server_connections,
+    test_a_pooler_that_stays_paused,
+    test_ten_processes_set_up_one_schema_through_a_pooler,
+)

@@ -20,8 +20,15 @@ from agents_pg_session.testing.proxy import ANSWER, BEFORE, SENT, Fault, Proxy
 from tests.acceptance.agents_for_tests import QUIET, calls, scripted
 from tests.faults.verbs import HISTORY, VERBS, Verb, in_peace, known, paused
 from tests.items import assistant, user
+from tests.sampling import in_turn
 
-FAULTS = [pytest.param(BEFORE, id="before"), pytest.param(SENT, id="sent"), pytest.param(ANSWER, id="answer")]
+FAULTS = {"before": BEFORE, "sent": SENT, "answer": ANSWER}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.function is test_a_compaction_whose_process_dies_leaves_the_old_history_or_the_new_one:
+        cases = {f"{verb}-{name}": (VERBS[verb], FAULTS[name]) for verb in ("replace", "compact") for name in FAULTS}
+        in_turn(metafunc, "url_in_turn", "verb fault", cases)
 
 
 @pytest.fixture
@@ -58,23 +65,21 @@ AWAY: dict[str, Callable[[PGSession], Awaitable[object]]] = {
 
 async def test_every_verb_says_that_the_database_is_away(url: URL, new_id: Callable[[], str], proxy: Proxy) -> None:
     """All of them at once, with the database gone: each raises `StorageUnavailable` when its budget is spent."""
-    async with SessionStore.open(url, retry_for=1) as store:
+    async with SessionStore.open(url, retry_for=0.5) as store:
         sessions = {name: store.session(new_id()) for name in AWAY}
         for session in sessions.values():
             await session.add_items(HISTORY)
         proxy.refusing = True
         proxy.cut_all()
+        lists = {"sessions": store.sessions(), "tool runs of all": store.tool_runs()}
+        more = {"waiting": store.waiting(), "usage of all": store.usage(by="day")}
+        calls = {name: AWAY[name](session) for name, session in sessions.items()} | lists | more
         async with asyncio.timeout(15):
-            verbs = (AWAY[name](session) for name, session in sessions.items())
-            answers = await asyncio.gather(*verbs, return_exceptions=True)
-            lists = await asyncio.gather(
-                store.sessions(), store.tool_runs(), store.waiting(), store.usage(by="day"), return_exceptions=True
-            )
+            answers = await asyncio.gather(*calls.values(), return_exceptions=True)
         proxy.refusing = False
 
-        kinds = {name: type(answer) for name, answer in zip(sessions, answers, strict=True)}
-        assert kinds == dict.fromkeys(AWAY, StorageUnavailable)
-        assert [type(each) for each in lists] == [StorageUnavailable] * 4
+        kinds = {name: type(answer) for name, answer in zip(calls, answers, strict=True)}
+        assert kinds == dict.fromkeys(calls, StorageUnavailable)
         assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         assert [await session.get_items() for session in sessions.values()] == [HISTORY] * len(sessions)
 
@@ -105,14 +110,12 @@ async def test_a_recording_that_cannot_be_written(url: URL, new_id: Callable[[],
         assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("verb", [VERBS["replace"], VERBS["compact"]], ids=["replace", "compact"])
 async def test_a_compaction_whose_process_dies_leaves_the_old_history_or_the_new_one(
-    url: URL, new_id: Callable[[], str], observer: asyncpg.Connection, proxy: Proxy, verb: Verb, fault: Fault
+    url_in_turn: URL, new_id: Callable[[], str], observer: asyncpg.Connection, proxy: Proxy, verb: Verb, fault: Fault
 ) -> None:
     """Its connection is cut and nobody comes again: all of the replacement is there with what it replaced, or none."""
     # The twin goes first, on the same connection: the fault must hit the verb, not its preparing or the handshake.
-    async with SessionStore.open(url, retry_for=1, engine_kwargs={"pool_size": 1}) as store:
+    async with SessionStore.open(url_in_turn, retry_for=0.5, engine_kwargs={"pool_size": 1}) as store:
         twin, session = store.session(new_id()), store.session(new_id())
         await verb(twin, in_peace)
         new = await known(observer, twin)

@@ -10,7 +10,6 @@ import pytest
 from sqlalchemy import make_url
 
 from agents_pg_session import SessionError, SessionStore, StorageUnavailable
-from agents_pg_session.migrations import main as migrate
 from tests.items import item, user
 
 
@@ -81,11 +80,10 @@ async def test_a_wrong_login_fails_at_once(postgres_url: str, new_id: Callable[[
 
 
 async def test_a_refusal_names_the_reason_and_never_the_row(
-    new_database: Callable[[], str], new_id: Callable[[], str]
+    migrated_database: Callable[[], str], new_id: Callable[[], str]
 ) -> None:
     """A constraint somebody added: our error says which, without quoting what was to be stored."""
-    url = await asyncio.to_thread(new_database)
-    await asyncio.to_thread(migrate, ["-x", f"url={url}", "upgrade", "head"])
+    url = await asyncio.to_thread(migrated_database)
     admin = await asyncpg.connect(url)
     await admin.execute("ALTER TABLE agents.items ADD CONSTRAINT no_x CHECK (type <> 'x')")
     await admin.close()

@@ -11,7 +11,7 @@ from tests.faults.soak import soak
 async def test_a_few_seconds_of_everything_at_once(own_server: Server) -> None:
     """Writers, walkers, cancelled callers and random trouble, a crash among it: nothing is lost, nothing doubled."""
     async with asyncio.timeout(100):
-        report = await soak(own_server, 6, crash_every=6)
+        report = await soak(own_server, 4, crash_every=3)
 
     assert report.wrong == []
     assert report.counts["acknowledged"] > 0

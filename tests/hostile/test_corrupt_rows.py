@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from sqlalchemy.exc import DBAPIError
 from agents_pg_session import PGSession, SessionConflict, SessionStore, SnapshotNotFound, Window
 from agents_pg_session.tables import metadata_for
 from tests.acceptance.agents_for_tests import QUIET, calls, scripted
+from tests.conftest import BACKENDS
 from tests.hostile.law import Refused, judged
 from tests.items import call, output, user
+from tests.sampling import DRIVERS
 from tests.tally import Tally
 
 pytestmark = pytest.mark.timeout(900)  # with --thorough
@@ -55,6 +58,7 @@ COLUMNS = [
     for column in table.columns
     if column.name not in ("tenant_id", "session_id")
 ]
+TABLES = sorted({table for table, _ in COLUMNS})
 
 
 async def furnished(store: SessionStore, name: str, tenant: str) -> PGSession:
@@ -66,6 +70,15 @@ async def furnished(store: SessionStore, name: str, tenant: str) -> PGSession:
     agent = scripted(calls("refund", "c1", amount=1))
     await session.pause(await Runner.run(agent, f"{name} 3", session=session, run_config=QUIET))
     return session
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every table on every backend, thoroughly; in the suite the drivers of PostgreSQL take turns."""
+    if "table" not in metafunc.fixturenames:
+        metafunc.parametrize("backend", BACKENDS, indirect=True)
+        return
+    drivers = product(DRIVERS, TABLES) if metafunc.config.option.thorough else zip(cycle(DRIVERS), TABLES, strict=False)
+    metafunc.parametrize(("backend", "table"), [*product(["sqlite"], TABLES), *drivers], indirect=["backend"])
 
 
 Call = Callable[[], Awaitable[Any]]
@@ -182,7 +195,6 @@ async def edited(
                 await connection.execute(text("PRAGMA foreign_keys = ON"))
 
 
-@pytest.mark.parametrize("table", sorted({table for table, _ in COLUMNS}))
 async def test_scrawled_rows(store: SessionStore, table: str, thorough: bool, tally: Tally) -> None:
     """Whatever stands in whichever column, each call answers or names the session, and its neighbours are unharmed."""
     tenant = f"corrupt-{secrets.token_hex(6)}"
@@ -194,7 +206,7 @@ async def test_scrawled_rows(store: SessionStore, table: str, thorough: bool, ta
         edits = [(f"UPDATE TABLE {table} SET {column} = '{value}'".replace(":", "\\:"), None)
             for of, column in COLUMNS if of == table for value in SCRAWLS]  # fmt: skip
     # Co-prime with the number of scrawls, so that each column and each scrawl has its turn; PostgreSQL refuses most.
-    every = (7 if on_sqlite else 11) if thorough else (83 if on_sqlite else 23)
+    every = (7 if on_sqlite else 11) if thorough else (166 if on_sqlite else 46)
     cases, wrong, broken = 0, list[str](), None
     for sql, value in edits[::every]:
         broken = broken or await furnished(store, f"broken-{secrets.token_hex(6)}", tenant)
@@ -212,10 +224,6 @@ async def test_scrawled_rows(store: SessionStore, table: str, thorough: bool, ta
     tally.add("Corrupt rows", cases=cases, foreign_errors=0, neighbours_harmed=0)
 
 
-DELETED = ["sessions", "items", "tool_runs", "runs", "events", "snapshots"]
-
-
-@pytest.mark.parametrize("table", DELETED)
 async def test_deleted_rows(store: SessionStore, table: str, tally: Tally) -> None:
     """Rows of a table that are gone leave a session that can be read, or an error that names it."""
     tenant = f"corrupt-{secrets.token_hex(6)}"

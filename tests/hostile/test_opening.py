@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 from agents import RunContextWrapper
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.pool import NullPool, StaticPool
 
@@ -233,6 +233,7 @@ def test_every_url_and_setting(thorough: bool, tally: Tally) -> None:
 
     @settings(QUIET, max_examples=20_000 if thorough else 400)
     @given(STORES)
+    @example({"url": "postgresql://", "engine_kwargs": {"max_overflow": "5"}})
     def check(given: dict[str, Any]) -> None:
         async def use() -> SessionStore:
             return SessionStore.open(**given)
@@ -272,10 +273,10 @@ HOPELESS = [
 @pytest.mark.parametrize("url", HOPELESS, ids=lambda url: url[:48])
 async def test_a_database_that_is_not_there(url: str, driver: str) -> None:
     """Where nothing can be reached, every call says so in words of ours, within its budget, and shows no password."""
-    url = url.replace("postgresql:", f"postgresql+{driver}:")
+    url, before = url.replace("postgresql:", f"postgresql+{driver}:"), set(threading.enumerate())
 
     async def use() -> None:
-        async with SessionStore.open(url, retry_for=0.2) as store:
+        async with SessionStore.open(url, retry_for=0.1) as store:
             with pytest.raises(SessionError) as raised:
                 await store.session("s").get_items()
             assert SECRET not in str(raised.value)
@@ -284,7 +285,7 @@ async def test_a_database_that_is_not_there(url: str, driver: str) -> None:
     refused = await judged(use, "URL", "port")
     assert refused is None or isinstance(refused, Refused)
     async with asyncio.timeout(20):  # the threads of connections that failed end, and before this loop does
-        while any("_connection_worker_thread" in thread.name for thread in threading.enumerate()):
+        while any("_connection_worker_thread" in each.name for each in {*threading.enumerate()} - before):
             await asyncio.sleep(0.01)
 
 

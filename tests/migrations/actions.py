@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from agents_pg_session import SessionStore, StoreCheck
 from tests.items import assistant, user
 
 ROOT = Path(__file__).parents[2]
-MIGRATIONS = (sys.executable, "-m", "agents_pg_session.migrations")
-ALEMBIC = (sys.executable, "-m", "alembic.config")
+MIGRATIONS = ("-m", "agents_pg_session.migrations")
+ALEMBIC = ("-m", "alembic.config")
 
 
 async def create_tables(url: str, schema: str = "agents") -> None:

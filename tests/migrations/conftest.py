@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from agents_pg_session.migrations import main as migrate
-
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,10 +23,9 @@ def empty(new_database: Callable[[], str]) -> str:
 
 
 @pytest.fixture
-def migrated(empty: str) -> str:
+def migrated(migrated_database: Callable[[], str]) -> str:
     """The URL of a PostgreSQL database at the newest revision."""
-    migrate(["-x", f"url={empty}", "upgrade", "head"])
-    return empty
+    return migrated_database()
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from sqlalchemy import make_url
 
 from agents_pg_session.migrations import main as migrate
 from agents_pg_session.tables import VERSION_TABLE
-from tests.migrations.actions import ALEMBIC, MIGRATIONS, ROOT, create_tables, execute, execute_sqlite, run
+from tests.migrations.actions import ALEMBIC, MIGRATIONS, ROOT, create_tables, environment, execute, execute_sqlite, run
 from tests.migrations.catalog import difference, names_of, of_postgres, of_sqlite
+from tests.programs import Python
 
 NOWHERE = "postgresql://somebody:5ecret@127.0.0.1:1/nowhere"
 
@@ -55,10 +56,10 @@ def psql(binaries: Path, url: str, sql: str, folder: Path) -> subprocess.Complet
 
 @pytest.mark.parametrize("command", [MIGRATIONS, ALEMBIC], ids=["python -m", "alembic"])
 def test_the_printed_script_is_sql_only(
-    command: tuple[str, ...], empty: str, postgres_url: str, binaries: Path, tmp_path: Path
+    python: Python, command: tuple[str, ...], empty: str, postgres_url: str, binaries: Path, tmp_path: Path
 ) -> None:
     """Standard output goes straight into psql, without a database at hand when it is made; the catalog is the same."""
-    printed = run(*command, "-x", f"url={NOWHERE}", "upgrade", "head", "--sql", cwd=ROOT)
+    printed = python(*command, "-x", f"url={NOWHERE}", "upgrade", "head", "--sql", cwd=ROOT, env=environment())
     ran = psql(binaries, empty, printed.stdout, tmp_path)
 
     assert (printed.returncode, printed.stderr) == (0, "")

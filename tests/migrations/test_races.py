@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,26 +12,29 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from agents_pg_session import PGSession
 from tests.items import user
-from tests.migrations.actions import ROOT, check, run
+from tests.migrations.actions import ROOT, check, environment
 from tests.migrations.catalog import difference, of_postgres, of_sqlite
+from tests.programs import Python
 
 UPGRADES = ["upgrade"] * 10
 MIXED = ["upgrade", "create"] * 5
 
 
 @pytest.mark.parametrize("actions", [UPGRADES, MIXED], ids=["upgrade", "upgrade and create"])
-def test_ten_processes_set_up_one_postgres_schema(empty: str, postgres_url: str, actions: list[str]) -> None:
+def test_ten_processes_set_up_one_postgres_schema(
+    python: Python, empty: str, postgres_url: str, actions: list[str]
+) -> None:
     """Ten processes at once all succeed, and make one schema."""
-    crowd = run(sys.executable, "-m", "tests.migrations.crowd", empty, *actions, cwd=ROOT)
+    crowd = python("-m", "tests.migrations.crowd", empty, *actions, cwd=ROOT, env=environment())
 
     assert (crowd.returncode, crowd.stdout, crowd.stderr) == (0, "", "")
     assert difference(asyncio.run(of_postgres(empty)), asyncio.run(of_postgres(postgres_url))) == {}
 
 
-def test_ten_processes_set_up_one_sqlite_file(tmp_path: Path, sqlite_template: Path) -> None:
+def test_ten_processes_set_up_one_sqlite_file(python: Python, tmp_path: Path, sqlite_template: Path) -> None:
     """The same on a SQLite file that does not exist yet."""
     path = tmp_path / "new.db"
-    crowd = run(sys.executable, "-m", "tests.migrations.crowd", f"sqlite:///{path}", *MIXED, cwd=ROOT)
+    crowd = python("-m", "tests.migrations.crowd", f"sqlite:///{path}", *MIXED, cwd=ROOT, env=environment())
 
     assert (crowd.returncode, crowd.stdout, crowd.stderr) == (0, "", "")
     assert difference(of_sqlite(path), of_sqlite(sqlite_template)) == {}

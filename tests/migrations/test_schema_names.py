@@ -18,11 +18,9 @@ BAD_NAMES = ["", "nul\0", "x" * 64, "ä" * 32]
 
 
 @pytest.fixture(scope="module")
-def database(new_database: Callable[[], str]) -> str:
+def database(migrated_database: Callable[[], str]) -> str:
     """One database for all names: each gets a schema of its own in it."""
-    url = new_database()
-    migrate(["-x", f"url={url}", "upgrade", "head"])
-    return url
+    return migrated_database()
 
 
 @pytest.mark.parametrize("name", NAMES)

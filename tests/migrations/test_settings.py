@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from sqlalchemy import make_url
 
 from agents_pg_session.migrations import main as migrate
 from agents_pg_session.testing.server import Server
-from tests.migrations.actions import ALEMBIC, MIGRATIONS, ROOT, check, execute, run
+from tests.migrations.actions import ALEMBIC, MIGRATIONS, ROOT, check, environment, execute
 from tests.migrations.catalog import of_postgres
+from tests.programs import Python
 
 SECRET = "5ecret-p4ss"
 
@@ -50,9 +50,9 @@ def test_no_database_is_one_clear_line(command: list[str], capsys: pytest.Captur
     assert capsys.readouterr().out.startswith("FAILED: no database: set AGENTS_PG_URL, or add -x url=")
 
 
-def test_alembic_in_a_checkout(empty: str) -> None:
+def test_alembic_in_a_checkout(python: Python, empty: str) -> None:
     """`alembic upgrade head` in the repository's own folder does the same."""
-    ended = run(*ALEMBIC, "upgrade", "head", cwd=ROOT, AGENTS_PG_URL=empty)
+    ended = python(*ALEMBIC, "upgrade", "head", cwd=ROOT, env=environment(AGENTS_PG_URL=empty))
 
     assert (ended.returncode, ended.stderr) == (0, "")
     assert asyncio.run(check(empty)).schema == "agents"
@@ -124,10 +124,10 @@ def test_a_success_does_not_tell_the_password(locked_server: str, capfd: pytest.
     assert SECRET not in "".join(capfd.readouterr())
 
 
-def test_a_traceback_does_not_tell_the_password(dead_port: int) -> None:
+def test_a_traceback_does_not_tell_the_password(python: Python, dead_port: int) -> None:
     """Asked for with `--raiseerr`, the traceback shows code, not values."""
     url = f"postgresql://somebody:{SECRET}@127.0.0.1:{dead_port}/postgres"
-    ended: subprocess.CompletedProcess[str] = run(*MIGRATIONS, "--raiseerr", "upgrade", "head", AGENTS_PG_URL=url)
+    ended = python(*MIGRATIONS, "--raiseerr", "upgrade", "head", cwd=ROOT, env=environment(AGENTS_PG_URL=url))
 
     assert ended.returncode != 0
     assert "Traceback" in ended.stderr

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
-import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 import asyncpg
@@ -18,6 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from agents_pg_session import PGSession, SessionStore
 from agents_pg_session import pools as pools_module
 from tests.items import user
+from tests.programs import FORKED
 
 
 async def connections(url: str) -> int:
@@ -29,42 +31,38 @@ async def connections(url: str) -> int:
     return count
 
 
-THREADS = """
-import asyncio, gc, sys, threading
-from agents_pg_session import SessionStore
+def append_in_threads(url: str, name: str, done: Connection) -> None:
+    """Six threads, one after the other, each with a loop of its own that nobody closes."""
+    store = SessionStore.open(url)
 
-store = SessionStore.open(sys.argv[1])
+    def work() -> None:
+        loop = asyncio.new_event_loop()
+        for _ in range(2):
+            loop.run_until_complete(store.session(name).add_items([user("hi")]))
+            loop.run_until_complete(loop.shutdown_asyncgens())
 
-def work():
-    loop = asyncio.new_event_loop()
-    for _ in range(2):
-        loop.run_until_complete(store.session(sys.argv[2]).add_items([{"role": "user", "content": "hi"}]))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-
-for _ in range(6):
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-gc.collect()
-print("done", flush=True)
-sys.stdin.read()
-"""
+    for _ in range(6):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    gc.collect()
+    done.send("done")
+    done.recv()
 
 
 async def test_threads_that_ended_leave_no_pool(postgres_url: str, new_id: Callable[[], str]) -> None:
     """A thread whose loop was never closed (as `Runner.run_sync` leaves it) does not keep its pool for ever."""
-    before = await connections(postgres_url)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", THREADS, postgres_url, new_id()),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert await process.stdout.readline() == b"done\n"
+    before, (here, there) = await connections(postgres_url), FORKED.Pipe()
+    process = FORKED.Process(target=append_in_threads, args=(postgres_url, new_id(), there))
+    process.start()
+    assert await asyncio.to_thread(here.recv) == "done"
 
     assert await connections(postgres_url) - before <= 1
-    await process.communicate(b"")
-    assert process.returncode == 0
+    here.send("go on")
+    process.join(30)
+    assert process.exitcode == 0
+    here.close()
+    there.close()
 
 
 async def test_closing_with_verbs_under_way_leaves_no_connection(postgres_url: str, new_id: Callable[[], str]) -> None:

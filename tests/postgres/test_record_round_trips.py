@@ -15,6 +15,7 @@ from agents_pg_session.projection import Item
 from agents_pg_session.testing.proxy import Proxy
 from tests.acceptance.agents_for_tests import QUIET, calls, says, scripted
 from tests.items import assistant, call, output, user
+from tests.sampling import DRIVERS, in_turn
 
 
 class Counting(PGSession):
@@ -32,7 +33,14 @@ class Counting(PGSession):
         return await super().get_items(limit, wrapper=wrapper)
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.function is test_a_verb_of_the_record_is_one_round_trip:
+        in_turn(metafunc, "store", "name", {name: (name,) for name in VERBS})
+    elif "store" in metafunc.fixturenames:
+        metafunc.parametrize("store", DRIVERS, indirect=True)
+
+
+@pytest.fixture
 async def store(request: pytest.FixtureRequest, proxied_url: str) -> AsyncIterator[SessionStore]:
     """A store with a single connection, behind the proxy."""
     url = make_url(proxied_url).set(drivername=f"postgresql+{request.param}")
@@ -159,7 +167,6 @@ VERBS: dict[str, tuple[Callable[[SessionStore, PGSession], Awaitable[object]], i
 }
 
 
-@pytest.mark.parametrize("name", VERBS)
 async def test_a_verb_of_the_record_is_one_round_trip(
     store: SessionStore, proxy: Proxy, new_id: Callable[[], str], name: str
 ) -> None:

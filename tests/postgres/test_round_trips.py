@@ -28,13 +28,13 @@ VERBS: dict[str, Callable[[SessionStore, PGSession], Awaitable[object]]] = {
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
 async def warm(request: pytest.FixtureRequest, proxied_url: str) -> AsyncIterator[SessionStore]:
-    """A store whose single connection has prepared every statement."""
+    """A store whose single connection has prepared the test's statements."""
     url = make_url(proxied_url).set(drivername=f"postgresql+{request.param}")
     async with SessionStore.open(url, engine_kwargs={"pool_size": 1}) as store:
         session = store.session(f"warm-up {request.node.name}")
         for _ in range(7):  # psycopg prepares a statement at its sixth use
-            for verb in VERBS.values():
-                await verb(store, session)
+            await session.add_items(TURN)
+            await VERBS[request.node.callspec.params["verb"]](store, session)
         yield store
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -15,28 +14,27 @@ from agents_pg_session import PGSession, SessionStore
 from agents_pg_session.statements import Key
 from agents_pg_session.statements.postgres import PostgresStatements
 from tests.items import user
+from tests.programs import FORKED
 
 T = TypeVar("T")
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'agents_pg_session'"
 
-WRITER = """
-import asyncio, sys
-from agents_pg_session import PGSession
 
-async def main(url: str, name: str, process: str) -> None:
-    handles = [PGSession.from_url(name, url=url, retry_for=60) for _ in range(5)]
+def write(url: str, name: str, process: str) -> None:
+    """What each of the two processes does."""
 
-    async def write(task: int) -> None:
-        for number, handle in enumerate(handles):
-            label = f"{process}.{task}.{number}"
-            await handle.add_items([{"role": "user", "content": f"{label}.{part}"} for part in range(4)])
+    async def main() -> None:
+        handles = [PGSession.from_url(name, url=url, retry_for=60) for _ in range(5)]
 
-    await asyncio.gather(*(write(task) for task in range(40)))
-    for handle in handles:
-        await handle.close()
+        async def task(number: int) -> None:
+            for place, handle in enumerate(handles):
+                await handle.add_items([user(f"{process}.{number}.{place}.{part}") for part in range(4)])
 
-asyncio.run(main(*sys.argv[1:]))
-"""
+        await asyncio.gather(*map(task, range(40)))
+        for handle in handles:
+            await handle.close()
+
+    asyncio.run(main())
 
 
 async def test_40_tasks_on_5_handles_in_2_processes(
@@ -44,21 +42,20 @@ async def test_40_tasks_on_5_handles_in_2_processes(
 ) -> None:
     """400 batches of 4: positions 1 to 1600, no batch torn, none twice, and reads in the order of the commits."""
     name = new_id()
-    writers = [
-        await asyncio.create_subprocess_exec(sys.executable, "-c", WRITER, postgres_url, name, process)
-        for process in ("left", "right")
-    ]
+    writers = [FORKED.Process(target=write, args=(postgres_url, name, process)) for process in ("left", "right")]
+    for writer in writers:
+        writer.start()
     async with SessionStore.open(postgres_url) as store:
         session = store.session(name)
         seen: list[object] = []
-        while any(writer.returncode is None for writer in writers):
+        while any(writer.is_alive() for writer in writers):
             items = await session.get_items()
             assert items[: len(seen)] == seen, "a read must be a prefix of every later read"
             seen = list(items)
             await asyncio.sleep(0.02)
         items = await session.get_items()
 
-    assert [await writer.wait() for writer in writers] == [0, 0]
+    assert [writer.exitcode for writer in writers] == [0, 0]
     rows = await observer.fetch("SELECT position, append_id FROM agents.items WHERE session_id = $1 ORDER BY 1", name)
     assert [row["position"] for row in rows] == list(range(1, 1601))
     batches = [rows[start : start + 4] for start in range(0, 1600, 4)]

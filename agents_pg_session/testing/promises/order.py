@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from agents.memory import Session
 
 from agents_pg_session.testing.promises.registry import keeps, promise
-from agents_pg_session.testing.promises.trial import Item, Trial, happened, history, ticks, user
+from agents_pg_session.testing.promises.trial import Item, Trial, happened, history, ticks, until, user
 from agents_pg_session.testing.proxy import Fault
 
 
@@ -55,13 +55,15 @@ async def a_slow_writer_does_not_rewrite_the_past(trial: Trial) -> None:
     slow, quick = await trial.open(name, url), await trial.open(name)
     await quick.add_items(history(1))
     await slow.add_items(history(1))
+    observer = await trial.looking_on()
     for passed in range(60):
         proxy.fault, faults = Fault("stall", passed=passed), proxy.faults
         append = asyncio.ensure_future(slow.add_items([user(f"slow {passed}")]))
         try:
             await happened(proxy, faults, append)
             overtaking = asyncio.ensure_future(quick.add_items([user(f"quick {passed}")]))
-            await asyncio.wait({overtaking}, timeout=0.25)  # it may have to wait for the slow one's lock
+            # It may have to wait for the slow one's lock, at the server or, for all we know, elsewhere.
+            await until(lambda behind=overtaking: trial.over_or_locked(behind, observer), 0.25)  # type: ignore[misc]
             seen = await quick.get_items() if overtaking.done() else []
         finally:
             stalled = proxy.faults > faults

@@ -160,6 +160,14 @@ class Trial:
         finally:
             await connection.close()
 
+    async def looking_on(self) -> asyncpg.Connection:
+        """The same, until the promise has been asked."""
+        return await self._stack.enter_async_context(self.observer())
+
+    async def over_or_locked(self, call: asyncio.Future[Any], observer: asyncpg.Connection) -> bool:
+        """Whether *call* has ended, or somebody waits for a lock."""
+        return call.done() or bool(await observer.fetchval(f"SELECT count(*) {_OTHERS} AND wait_event_type = 'Lock'"))
+
     async def connections(self, observer: asyncpg.Connection) -> int:
         """How many others are connected to the observer's database."""
         return int(await observer.fetchval(f"SELECT count(*) {_OTHERS}"))

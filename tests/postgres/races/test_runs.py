@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
+from itertools import chain
+from multiprocessing.connection import Connection
 
 import asyncpg
 import pytest
@@ -20,26 +21,24 @@ from tests.postgres.races.lines import (
     own,
     paused,
 )
+from tests.programs import FORKED
 
-#: Claims a paused run, says so, and waits to be killed.
-WORKER = """
-import asyncio, sys
-from agents_pg_session import PGSession, SessionConflict
-from tests.acceptance.agents_for_tests import scripted
 
-async def main(url: str, name: str) -> None:
-    async with PGSession.from_url(name, url=url) as session:
-        sys.stdin.readline()
-        try:
-            await session.resume(scripted())
-        except SessionConflict:
-            print("lost", flush=True)
-        else:
-            print("won", flush=True)
-            sys.stdin.readline()
+def work(url: str, name: str, told: Connection) -> None:
+    """Claim a paused run when told to, say so, and wait to be killed."""
 
-asyncio.run(main(*sys.argv[1:]))
-"""
+    async def main() -> None:
+        async with PGSession.from_url(name, url=url) as session:
+            told.recv()
+            try:
+                await session.resume(scripted())
+            except SessionConflict:
+                told.send("lost")
+            else:
+                told.send("won")
+                told.recv()
+
+    asyncio.run(main())
 
 
 async def test_of_twenty_workers_one_resumes_the_run(
@@ -65,12 +64,17 @@ async def test_of_three_processes_one_resumes_the_run_and_the_next_one_after_it_
 ) -> None:
     """A worker that is killed keeps its claim until that expires, by the database's clock; then the next one has it."""
     await paused(session)
-    workers = [await started(postgres_url, session) for _ in range(3)]
-    said = await asyncio.gather(*(line_of(worker) for worker in workers))
+    pipes = [FORKED.Pipe() for _ in range(3)]
+    workers = [FORKED.Process(target=work, args=(postgres_url, session.session_id, there)) for _, there in pipes]
+    for worker in workers:
+        worker.start()
+    for here, _ in pipes:
+        here.send("go")
+    said = await asyncio.gather(*(asyncio.to_thread(here.recv) for here, _ in pipes))
     assert sorted(said) == ["lost", "lost", "won"]
     winner = workers[said.index("won")]
     winner.kill()
-    await winner.wait()
+    winner.join(30)
     with pytest.raises(SessionConflict, match="another worker"):
         await session.resume(scripted())
     await observer.execute(
@@ -82,26 +86,10 @@ async def test_of_three_processes_one_resumes_the_run_and_the_next_one_after_it_
     with pytest.raises(SessionConflict, match="another worker"):
         await session.resume(scripted())
     for worker in workers:
-        if worker.returncode is None:
-            worker.kill()
-            await worker.wait()
-
-
-async def started(url: str, session: PGSession) -> asyncio.subprocess.Process:
-    """A worker in a process of its own, about to claim the session's paused run."""
-    pipe = asyncio.subprocess.PIPE
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WORKER, url, session.session_id, stdin=pipe, stdout=pipe
-    )
-
-
-async def line_of(worker: asyncio.subprocess.Process) -> str:
-    """Let a worker go on, and return what it says."""
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    worker.stdin.write(b"\n")
-    await worker.stdin.drain()
-    return (await worker.stdout.readline()).decode().strip()
+        worker.kill()
+        worker.join(30)
+    for end in chain.from_iterable(pipes):
+        end.close()
 
 
 async def test_a_claim_that_expired_is_had_by_the_next(session: PGSession, twin: PGSession) -> None:
