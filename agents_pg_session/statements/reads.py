@@ -100,8 +100,9 @@ _SQLITE_VALUES = 300
 
 # What is rare in the metadata is found through its index, what is common by walking the list: which of them, only the
 # values tell. PostgreSQL would plan once for all values from the sixth use on; to that plan this adds the cost of
-# counting to a billion, which nobody ever does. From a plan for these values it vanishes.
-_FOR_THESE_VALUES = "(CAST(:for_these_values AS boolean) OR (SELECT count(*) FROM generate_series(1, 1000000000)) > 0)"
+# counting to a billion, of which its own condition lets nobody begin. From a plan for these values it vanishes.
+_FOR_THESE_VALUES = """(CAST(:for_these_values AS boolean)
+       OR (SELECT count(*) FROM generate_series(1, 1000000000) WHERE NOT CAST(:for_these_values AS boolean)) > 0)"""
 
 By = Literal["agent", "user", "tenant", "day"]
 Since = datetime | timedelta | None
