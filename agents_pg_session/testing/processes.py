@@ -51,6 +51,9 @@ def in_user_namespace() -> None:
 
 def die_with_parent(become: Callable[[], None]) -> None:
     """Become somebody, who ends when the test run does, however that ends."""
+    # What a shell starts in the background (`nohup make test &`) ignores these, and so would all that it starts.
+    for ends_it in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(ends_it, signal.SIG_DFL)
     become()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
 
