@@ -69,8 +69,9 @@ class Results:
             ours -= _BY_SIZE
             self.figures = [figure for figure in self.figures if figure.part not in _BY_SIZE]
             self.plans = []
-            self.remarks = [remark for remark in self.remarks if "bench-scale" not in remark]
-            self.remarks.append(f"Large databases and bloat come from the big run of {other.machine['taken']}.")
+            if any(other.of("bloat")):
+                self.remarks = [remark for remark in self.remarks if "bench-scale" not in remark]
+            self.remarks.append(f"Large databases come from the big run of {other.machine['taken']}.")
         self.figures += [figure for figure in other.figures if figure.part not in ours]
         self.plans = self.plans or other.plans
 
