@@ -260,7 +260,7 @@ class Database:
         driver has it.
         """
         isolation = isolation or (None if self._engines.owned else "AUTOCOMMIT")
-        sent = False
+        sent = usable = False
         held: list[Line] = []
         connection: AsyncConnection | None = None
         limit = TimeLimit()
@@ -281,13 +281,16 @@ class Database:
             sent = True
             if self._on_postgres:
                 limit.start(driver_connection, budget.until(self._command_timeout))
-            return await work(connection, driver_connection)
+            result = await work(connection, driver_connection)
+            usable = True
+            return result
         except Exception as failure:
+            usable = sent
             error = self._told(failure, sent=sent, in_time=not limit.reached)
             verdict = judge(error, sent=sent)
             if connection is not None and (verdict is Verdict.DOUBT or sqlstate_of(error) in ON_ANOTHER_CONNECTION):
                 await connection.invalidate()
-            if sent and verdict is Verdict.DOUBT:
+            if self._on_postgres and sent and verdict is Verdict.DOUBT:
                 self._engines.suspect()
             if cancellations() > cancelled_before:
                 raise asyncio.CancelledError from failure  # the driver told its own story on the way out
@@ -298,7 +301,7 @@ class Database:
             limit.stop()
             try:
                 if connection is not None:
-                    await self._give_back(connection, ready=sent)
+                    await self._give_back(connection, usable=usable)
             finally:
                 for line in reversed(held):
                     line.release()
@@ -311,13 +314,13 @@ class Database:
             return TimeoutError("no connection in time: the server does not answer, or the whole pool is in use")
         return failure
 
-    async def _give_back(self, connection: AsyncConnection, *, ready: bool) -> None:
+    async def _give_back(self, connection: AsyncConnection, *, usable: bool) -> None:
         """Return a connection to its pool: without a pause, unless there is something to end, and then undisturbed."""
-        # Its pool is gone, so nobody else would close it. Or setting its isolation level was interrupted: nobody would
-        # set it back. Or it is in a transaction still: what the next verb writes would wait for a COMMIT that never
-        # comes.
+        # Its pool is gone, so nobody else would close it. Or it was interrupted, while it was set up (nobody would set
+        # its isolation level back) or in the middle of an answer (which the next verb would wait for). Or it is in a
+        # transaction still: what the next verb writes would wait for a COMMIT that never comes.
         if not connection.invalidated and (
-            self._closed or not ready or not self._driver.is_idle(_driver_connection(connection))
+            self._closed or not usable or not self._driver.is_idle(_driver_connection(connection))
         ):
             await connection.invalidate()
         closing = connection.close()

@@ -159,10 +159,15 @@ def _record_class() -> type:
 
 
 class _Psycopg(_Postgres):
-    async def _answer(self, connection: Any, step: Step) -> Rows:
+    def __init__(self, name: str) -> None:
+        from psycopg.pq import TransactionStatus  # here: who uses another driver does not load it
         from psycopg.rows import namedtuple_row
 
-        async with connection.cursor(row_factory=namedtuple_row) as cursor:
+        super().__init__(name)
+        self._row_factory, self._idle = namedtuple_row, TransactionStatus.IDLE
+
+    async def _answer(self, connection: Any, step: Step) -> Rows:
+        async with connection.cursor(row_factory=self._row_factory) as cursor:
             await cursor.execute(self.rendered(step.clause).text, step.values)
             rows: Rows = await cursor.fetchall() if cursor.description else ()
             return rows
@@ -171,9 +176,7 @@ class _Psycopg(_Postgres):
         await connection.execute(sql, prepare=False)
 
     def is_idle(self, connection: Any) -> bool:
-        from psycopg.pq import TransactionStatus
-
-        return bool(connection.pgconn.transaction_status == TransactionStatus.IDLE)
+        return bool(connection.pgconn.transaction_status == self._idle)
 
 
 class _SQLite(_Rendering):

@@ -11,6 +11,7 @@ import asyncio
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -83,6 +84,22 @@ class Engines(Protocol):
         ...
 
 
+class _Pooled(ABC):
+    """What is the same for every engine: how its connections are taken."""
+
+    @abstractmethod
+    def current(self) -> AsyncEngine: ...
+
+    def lines(self, *, writes: bool) -> Sequence[Line]:
+        return _lines(self.current(), writes)
+
+    async def connect(self) -> AsyncConnection:
+        return await _connect(self.current())
+
+    def suspect(self) -> None:
+        _facts_of(self.current()).suspected_at = time.monotonic()
+
+
 @dataclass(slots=True)
 class _LoopPool:
     engine: AsyncEngine
@@ -91,7 +108,7 @@ class _LoopPool:
     process: int = field(default_factory=os.getpid)
 
 
-class OwnEngines:
+class OwnEngines(_Pooled):
     """One engine per event loop, all from one URL: any number of loops and threads can share it."""
 
     owned = True
@@ -127,15 +144,6 @@ class OwnEngines:
         if pool is None or pool.process != os.getpid():
             pool = self._open(loop)
         return pool.engine
-
-    def lines(self, *, writes: bool) -> Sequence[Line]:
-        return _lines(self.current(), writes)
-
-    async def connect(self) -> AsyncConnection:
-        return await _connect(self.current())
-
-    def suspect(self) -> None:
-        _facts_of(self.current()).suspected_at = time.monotonic()
 
     async def close(self) -> None:
         """Dispose the engines of all loops; in a loop that runs elsewhere, over there."""
@@ -230,7 +238,7 @@ def _abandon(pool: _LoopPool) -> None:
     pool.engine.sync_engine.dispose(close=False)
 
 
-class BorrowedEngine:
+class BorrowedEngine(_Pooled):
     """Somebody else's engine: used, never disposed."""
 
     owned = False
@@ -252,15 +260,6 @@ class BorrowedEngine:
         if self.engine.dialect.name == "postgresql":
             _refuse_second_loop(self.engine)
         return self.engine
-
-    def lines(self, *, writes: bool) -> Sequence[Line]:
-        return _lines(self.current(), writes)
-
-    async def connect(self) -> AsyncConnection:
-        return await _connect(self.current())
-
-    def suspect(self) -> None:
-        _facts_of(self.current()).suspected_at = time.monotonic()
 
     async def close(self) -> None:
         """Nothing: who opens, closes."""

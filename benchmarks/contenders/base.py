@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from agents.memory import Session
+
 from agents_pg_session.projection import Item
 from benchmarks.workload import READ
 
-__all__ = ["POOL_SIZE", "Contender", "Ports"]
+__all__ = ["POOL_SIZE", "Contender", "Ports", "SessionContender"]
 
 #: Connections each contender may hold: the same for all.
 POOL_SIZE = 15
@@ -57,3 +59,28 @@ class Contender(ABC):
         """Read what the model is given, and append what the turn brought."""
         await self.latest(session_id, READ)
         await self.append(session_id, items)
+
+
+class SessionContender(Contender):
+    """Any session of the SDK's protocol."""
+
+    @abstractmethod
+    def handle(self, session_id: str) -> Session:
+        """Return the handle that one turn uses."""
+
+    async def append(self, session_id: str, items: list[Item]) -> None:
+        await self.handle(session_id).add_items(items)
+
+    async def latest(self, session_id: str, limit: int | None) -> Sequence[object]:
+        return await self.handle(session_id).get_items(limit)
+
+    async def pop(self, session_id: str) -> None:
+        await self.handle(session_id).pop_item()
+
+    async def clear(self, session_id: str) -> None:
+        await self.handle(session_id).clear_session()
+
+    async def turn(self, session_id: str, items: list[Item]) -> None:
+        session = self.handle(session_id)
+        await session.get_items(READ)
+        await session.add_items(items)

@@ -10,7 +10,7 @@ from agents.tool_context import ToolContext
 
 from agents_pg_session import PGSession, SessionStore
 from agents_pg_session.projection import Item
-from benchmarks.contenders.base import POOL_SIZE, Contender, Ports
+from benchmarks.contenders.base import POOL_SIZE, Ports, SessionContender
 from benchmarks.workload import READ
 
 __all__ = ["FullRecord", "Plain", "open_store", "play"]
@@ -32,7 +32,7 @@ async def open_store(url: str, *, schema: str = "agents", pool_size: int = POOL_
     return store
 
 
-class Plain(Contender):
+class Plain(SessionContender):
     """Handles from a store; the Runner passes no wrapper, so items are all there is to store."""
 
     def __init__(self, name: str, store: SessionStore) -> None:
@@ -45,23 +45,6 @@ class Plain(Contender):
 
     def handle(self, session_id: str) -> PGSession:
         return self.store.session(session_id)
-
-    async def append(self, session_id: str, items: list[Item]) -> None:
-        await self.handle(session_id).add_items(items)
-
-    async def latest(self, session_id: str, limit: int | None) -> Sequence[object]:
-        return await self.handle(session_id).get_items(limit)
-
-    async def pop(self, session_id: str) -> None:
-        await self.handle(session_id).pop_item()
-
-    async def clear(self, session_id: str) -> None:
-        await self.handle(session_id).clear_session()
-
-    async def turn(self, session_id: str, items: list[Item]) -> None:
-        session = self.handle(session_id)
-        await session.get_items(READ)
-        await session.add_items(items)
 
     async def close(self) -> None:
         await self.store.close()

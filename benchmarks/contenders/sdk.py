@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import redis.asyncio as redis
 from agents.extensions.memory import RedisSession, SQLAlchemySession
 from agents.memory import SessionABC
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from agents_pg_session.projection import Item
-from benchmarks.contenders.base import Contender, Ports
-from benchmarks.workload import READ
+from benchmarks.contenders.base import Ports, SessionContender
 
 __all__ = ["SDKContender", "SDKRedis", "SDKSQLAlchemy"]
 
 
-class SDKContender(Contender):
+class SDKContender(SessionContender):
     """Any session of the SDK; *keep* keeps a handle per session, otherwise each call makes one."""
 
     def __init__(self, name: str, *, keep: bool) -> None:
@@ -33,23 +29,6 @@ class SDKContender(Contender):
         if session_id not in self._kept:
             self._kept[session_id] = self.make(session_id)
         return self._kept[session_id]
-
-    async def append(self, session_id: str, items: list[Item]) -> None:
-        await self.handle(session_id).add_items(items)
-
-    async def latest(self, session_id: str, limit: int | None) -> Sequence[object]:
-        return await self.handle(session_id).get_items(limit)
-
-    async def pop(self, session_id: str) -> None:
-        await self.handle(session_id).pop_item()
-
-    async def clear(self, session_id: str) -> None:
-        await self.handle(session_id).clear_session()
-
-    async def turn(self, session_id: str, items: list[Item]) -> None:
-        session = self.handle(session_id)
-        await session.get_items(READ)
-        await session.add_items(items)
 
 
 class SDKSQLAlchemy(SDKContender):

@@ -226,6 +226,25 @@ async def test_a_read_can_be_cancelled_while_the_server_is_frozen(
         assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
+async def test_what_a_cancelled_read_waited_for_nobody_waits_for(
+    url: URL, proxy: Proxy, new_id: Callable[[], str]
+) -> None:
+    """A read on a frozen connection is cancelled by an impatient caller: the next verb does not get that connection."""
+    async with SessionStore.open(url, retry_for=120, command_timeout=60, engine_kwargs={"pool_size": 1}) as store:
+        session = store.session(new_id())
+        await session.add_items([user("1")])
+        proxy.fault = STALL
+        reading = asyncio.ensure_future(session.get_items())
+        await asyncio.sleep(0.1)
+        reading.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        async with asyncio.timeout(30):
+            assert await session.get_items() == [user("1")]
+        assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
 async def has(session: PGSession, items: list[Item]) -> bool:
     return await session.get_items() == items
 
