@@ -21,7 +21,7 @@ from agents_pg_session.drivers import Rows, driver_of
 from agents_pg_session.errors import SchemaOutdated, SessionClosed, SessionError, StorageUnavailable
 from agents_pg_session.failures import STALE_PLAN, Verdict, cause_to_show, describe, judge, sqlstate_of
 from agents_pg_session.patience import Budget, TimeLimit, cancellations, settled
-from agents_pg_session.pools import Engines, Line
+from agents_pg_session.pools import Engines, Line, discard
 from agents_pg_session.schema import UPGRADE_COMMAND, checked_schema, create
 from agents_pg_session.statements import Command, Statements, Subject, Write
 from agents_pg_session.statements.postgres import PostgresStatements
@@ -285,11 +285,9 @@ class Database:
             usable = True
             return result
         except Exception as failure:
-            usable = sent
             error = self._told(failure, sent=sent, in_time=not limit.reached)
             verdict = judge(error, sent=sent)
-            if connection is not None and (verdict is Verdict.DOUBT or sqlstate_of(error) in ON_ANOTHER_CONNECTION):
-                await connection.invalidate()
+            usable = sent and verdict is not Verdict.DOUBT and sqlstate_of(error) not in ON_ANOTHER_CONNECTION
             if self._on_postgres and sent and verdict is Verdict.DOUBT:
                 self._engines.suspect()
             if cancellations() > cancelled_before:
@@ -319,12 +317,16 @@ class Database:
         # Its pool is gone, so nobody else would close it. Or it was interrupted, while it was set up (nobody would set
         # its isolation level back) or in the middle of an answer (which the next verb would wait for). Or it is in a
         # transaction still: what the next verb writes would wait for a COMMIT that never comes.
-        if not connection.invalidated and (
-            self._closed or not usable or not self._driver.is_idle(_driver_connection(connection))
+        if (
+            connection.invalidated
+            or self._closed
+            or not usable
+            or not self._driver.is_idle(_driver_connection(connection))
         ):
-            await connection.invalidate()
+            await discard(connection)
+            return
         closing = connection.close()
-        await (asyncio.shield(closing) if connection.invalidated or cancellations() else closing)
+        await (asyncio.shield(closing) if cancellations() else closing)
 
     def _failure(self, what: Subject, error: Exception, verdict: Verdict) -> Exception:
         match verdict:

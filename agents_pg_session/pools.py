@@ -28,7 +28,7 @@ from agents_pg_session.errors import SessionError
 from agents_pg_session.patience import PARTING
 from agents_pg_session.wire import hang_up
 
-__all__ = ["BorrowedEngine", "Engines", "Line", "OwnEngines"]
+__all__ = ["BorrowedEngine", "Engines", "Line", "OwnEngines", "discard"]
 
 #: Under this name a connection carries the time it was first taken from its pool, until it is replaced.
 _SEEN_FIRST = "agents_pg_session.seen_first"
@@ -314,8 +314,17 @@ async def _connect(engine: AsyncEngine) -> AsyncConnection:
         # Hung up first: a polite end would wait for a server that is not there. Its place in the pool is filled anew by
         # whoever takes it next.
         hang_up((await connection.get_raw_connection()).driver_connection)
+        await discard(connection)
+
+
+async def discard(connection: AsyncConnection) -> None:
+    """End a connection, to the end: interrupted halfway, it would keep its place in the pool without an owner."""
+
+    async def ending() -> None:
         await connection.invalidate()
         await connection.close()
+
+    await asyncio.shield(ending())
 
 
 def _refuse_another_process(engine: AsyncEngine) -> None:

@@ -230,7 +230,7 @@ async def test_what_a_cancelled_read_waited_for_nobody_waits_for(
     url: URL, proxy: Proxy, new_id: Callable[[], str]
 ) -> None:
     """A read on a frozen connection is cancelled by an impatient caller: the next verb does not get that connection."""
-    async with SessionStore.open(url, retry_for=120, command_timeout=60, engine_kwargs={"pool_size": 1}) as store:
+    async with SessionStore.open(url, retry_for=120, command_timeout=6, engine_kwargs={"pool_size": 1}) as store:
         session = store.session(new_id())
         await session.add_items([user("1")])
         proxy.fault = STALL
@@ -240,8 +240,27 @@ async def test_what_a_cancelled_read_waited_for_nobody_waits_for(
 
         with pytest.raises(asyncio.CancelledError):
             await reading
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             assert await session.get_items() == [user("1")]
+        assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+async def test_who_is_cancelled_again_and_again_keeps_no_place_in_the_pool(
+    url: URL, proxy: Proxy, new_id: Callable[[], str]
+) -> None:
+    """A read on a frozen connection is cancelled, and again while that connection is thrown away: its place is free."""
+    async with SessionStore.open(url, engine_kwargs={"pool_size": 1, "max_overflow": 0}) as store:
+        session = store.session(new_id())
+        await session.add_items([user("1")])
+        proxy.fault = STALL
+        reading = asyncio.ensure_future(session.get_items())
+        await asyncio.sleep(0.1)
+        while not reading.done():
+            reading.cancel()
+            await asyncio.sleep(0)
+
+        assert reading.cancelled()
+        assert await session.get_items() == [user("1")]
         assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
