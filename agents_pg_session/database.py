@@ -8,30 +8,34 @@ words.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
+from time import perf_counter
 from typing import Any, NoReturn, TypeVar
 from uuid import uuid4
 
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from agents_pg_session.drivers import Rows, driver_of
-from agents_pg_session.errors import SchemaOutdated, SessionClosed, SessionError, StorageUnavailable
+from agents_pg_session.errors import SessionClosed, SessionConflict, SessionError
 from agents_pg_session.failures import STALE_PLAN, Verdict, cause_to_show, describe, judge, sqlstate_of
+from agents_pg_session.lines import Line
+from agents_pg_session.passages import Pace, Passage, Reach
 from agents_pg_session.patience import Budget, TimeLimit, cancellations, settled
-from agents_pg_session.pools import Engines, Line, discard
-from agents_pg_session.schema import UPGRADE_COMMAND, checked_schema, create
+from agents_pg_session.pools import Engines, discard
+from agents_pg_session.records import PoolUse
+from agents_pg_session.retries import IN_DOUBT, Passing, failure_of, persist, unavailable
+from agents_pg_session.schema import checked_schema, create, require_current
 from agents_pg_session.statements import Command, Statements, Subject, Write
 from agents_pg_session.statements.postgres import PostgresStatements
 from agents_pg_session.statements.reads import Reads
 from agents_pg_session.statements.sqlite import SQLiteStatements
+from agents_pg_session.telemetry import Told, telemetry_of
 from agents_pg_session.texts import shown
+from agents_pg_session.urls import place_of
 
 __all__ = ["COMMAND_TIMEOUT", "RETRY_FOR", "Database"]
-
-logger = logging.getLogger("agents_pg_session")
 
 #: Seconds a verb may take in all, with waiting for a connection and retrying, before it raises `StorageUnavailable`.
 RETRY_FOR = 15.0
@@ -42,23 +46,11 @@ COMMAND_TIMEOUT = 10.0
 #: What is longer counts as so long: thirty years.
 MAX_SECONDS = 1e9
 
-#: What an error adds when nobody could find out what became of a try.
-IN_DOUBT = "; the answer was lost, so it has taken effect once, whole, or not at all"
-
 #: What another connection may do, where trying again on this one would not: the server cannot write (a standby, or a
 #: primary that was demoted), or this connection has prepared its statements over columns that have changed since.
 ON_ANOTHER_CONNECTION = frozenset({"25006", STALE_PLAN})
 
 _T = TypeVar("_T")
-
-
-class _Passing(Exception):
-    """A failure that may pass; inside this file only."""
-
-    def __init__(self, error: BaseException, *, in_doubt: bool) -> None:
-        super().__init__(describe(error))
-        self.error = error
-        self.in_doubt = in_doubt
 
 
 class Database:
@@ -70,6 +62,7 @@ class Database:
         *,
         schema: str = "agents",
         create_tables: bool = False,
+        verify: bool = False,
         retry_for: float = RETRY_FOR,
         command_timeout: float = COMMAND_TIMEOUT,
     ) -> None:
@@ -79,7 +72,9 @@ class Database:
         self._schema = checked_schema(schema) if self._on_postgres else None
         self.sql: Statements = PostgresStatements(schema) if self._on_postgres else SQLiteStatements()
         self.reads = Reads(self._schema)
+        self._telemetry = telemetry_of(engines.engine.sync_engine, self._schema)
         self._create_tables = create_tables
+        self._verify = verify
         self._closed = False
         self._retry_for = _positive("retry_for", retry_for)
         self._command_timeout = _positive("command_timeout", command_timeout)
@@ -99,6 +94,11 @@ class Database:
         """The PostgreSQL schema of the tables; None on SQLite."""
         return self._schema
 
+    def pool(self) -> PoolUse:
+        """Return what the connections are doing, without asking the database. Raises `SessionClosed` after `close`."""
+        self.require_open()
+        return self._engines.use()
+
     def require_open(self) -> None:
         """Raise `SessionClosed` after `close`."""
         if self._closed:
@@ -116,8 +116,8 @@ class Database:
         Raises `StorageUnavailable` when the database stays away longer than the budget: no rows always means there
         are none.
         """
-        await self._ensure_tables()
         budget = self.budget()
+        await self.prepare(budget)
 
         async def attempt() -> Rows:
             return await self._attempt(command, budget)
@@ -130,31 +130,63 @@ class Database:
         """Return the time for one verb, from now on; a verb that writes twice takes one for both."""
         return Budget(self._retry_for if at_most is None else min(self._retry_for, at_most))
 
-    async def write(self, write: Write, budget: Budget, landed: Callable[[Rows], None] | None = None) -> Rows:
+    async def write(
+        self,
+        write: Write,
+        budget: Budget,
+        landed: Callable[[Rows], None] | None = None,
+        *,
+        items: int | None = None,
+    ) -> Rows:
         """Run a mutation so that it takes effect exactly once, and return its rows.
 
         Once it is under way, cancelling the caller waits until it has settled. *landed* is called with the rows of a
-        mutation that took effect, also when its caller was cancelled and never gets them. Raises `StorageUnavailable`
-        when the database stays away longer than the budget; the mutation is then there whole, or not at all.
+        mutation that took effect, also when its caller was cancelled and never gets them. *items* is how many it
+        brings, for those who watch. Raises `StorageUnavailable` when the database stays away longer than the budget;
+        the mutation is then there whole, or not at all.
         """
-        await self._ensure_tables()
+        await self.prepare(budget)
 
         async def whole() -> Rows:
-            rows = await self._write(write, budget)
+            rows = await self._write(write, budget, items)
             if landed is not None:
                 landed(rows)
             return rows
 
         return await settled(whole(), budget)
 
-    async def create_tables(self) -> None:
+    async def prepare(self, budget: Budget | None = None) -> None:
+        """Create the tables, or see that they fit this version, if that was asked for and is not known yet."""
+        if not (self._create_tables or self._verify) or self._schema in self._engines.created:
+            return
+        await (self.create_tables(budget) if self._create_tables else self.require_current(budget))
+
+    async def create_tables(self, budget: Budget | None = None) -> None:
         """Create the tables, or leave them as they are; any number of processes may do so at once."""
-        await self.transaction("create_tables", lambda connection: create(connection, self._schema))
+        await self.transaction("create_tables", lambda connection: create(connection, self._schema), budget=budget)
         self._engines.created.add(self._schema)
 
-    async def transaction(self, verb: str, work: Callable[[Connection], _T], *, writes: bool = True) -> _T:
-        """Run *work* on a connection inside one transaction: for schema work, which may be repeated from its start."""
-        subject, budget = Subject(verb, writes=writes), self.budget()
+    async def require_current(self, budget: Budget | None = None) -> str:
+        """Return the revision, if everything is there as this version needs it; else raise `SchemaOutdated`."""
+        look = partial(require_current, schema=self._schema)
+        revision = await self.transaction("check", look, writes=False, budget=budget)
+        self._engines.created.add(self._schema)
+        return revision
+
+    async def transaction(
+        self,
+        verb: str,
+        work: Callable[[Connection], _T],
+        *,
+        writes: bool = True,
+        budget: Budget | None = None,
+        lasting: float | None = None,
+    ) -> _T:
+        """Run *work* on a connection inside one transaction: for schema work, which may be repeated from its start.
+
+        *lasting* is how many seconds one try may take where it has more to do than a statement.
+        """
+        subject, budget = Subject(verb, writes=writes), budget or self.budget()
 
         async def in_transaction(connection: AsyncConnection, _driver_connection: object) -> _T:
             if self._on_postgres:
@@ -172,15 +204,42 @@ class Database:
 
         async def attempt() -> _T:
             isolation = "READ COMMITTED" if self._on_postgres else None
-            return await self._on_connection(subject, budget, in_transaction, isolation=isolation)
+            return await self._on_connection(subject, budget, in_transaction, isolation=isolation, lasting=lasting)
 
         return await settled(self._persist(attempt, budget, subject), budget)
 
-    async def _ensure_tables(self) -> None:
-        if self._create_tables and self._schema not in self._engines.created:
-            await self.create_tables()
+    def conflict(self, verb: str, message: str) -> SessionConflict:
+        """Return the error for a caller whose *verb* another writer was faster than; whoever watches hears of it."""
+        if self._telemetry is not None:
+            self._telemetry.conflict(verb)
+        return SessionConflict(message)
 
-    async def _write(self, write: Write, budget: Budget) -> Rows:
+    def overtaken(self, what: Subject) -> None:
+        """Tell whoever watches that another writer came first, so that the caller asks once more."""
+        if self._telemetry is not None:
+            self._telemetry.overtaken(what.verb)
+
+    async def passage(self, subject: Subject, work: Callable[[Passage], Awaitable[_T]], *, begin: str) -> _T:
+        """Run *work* in one transaction of any length, each of its statements within `command_timeout`.
+
+        *begin* is the statement that begins it. Where a failure may pass, it is repeated from its start, as long as it
+        came further than ever in the last `retry_for` seconds. A cancelled caller leaves nothing behind of it.
+        """
+        budget, reach = self.budget(), Reach(self._retry_for)
+        await self.prepare(budget)
+
+        async def attempt() -> _T:
+            limit = TimeLimit()
+
+            async def through(_connection: AsyncConnection, driver_connection: Any) -> _T:
+                pace = Pace(budget, reach.again(), limit if self._on_postgres else None, self._command_timeout)
+                return await Passage(self._driver, driver_connection, pace).whole(work, begin)
+
+            return await self._on_connection(subject, budget, through, limit=limit)
+
+        return await self._persist(attempt, budget, subject)
+
+    async def _write(self, write: Write, budget: Budget, items: int | None) -> Rows:
         doubtful: str | None = None
 
         async def attempt() -> Rows:
@@ -188,7 +247,7 @@ class Database:
             if doubtful is not None:
                 try:
                     rows = await self._recover(write, doubtful, budget)
-                except _Passing as failure:
+                except Passing as failure:
                     failure.in_doubt = True  # whatever kept us from finding out, the lost try is still in doubt
                     raise
                 except SessionError as error:
@@ -200,11 +259,11 @@ class Database:
             operation_id = str(uuid4())
             try:
                 return await self._attempt(write.attempt(operation_id), budget)
-            except _Passing as failure:
+            except Passing as failure:
                 doubtful = operation_id if failure.in_doubt and write.fence is not None else None
                 raise
 
-        return await self._persist(attempt, budget, write.subject)
+        return await self._persist(attempt, budget, write.subject, items)
 
     async def _recover(self, write: Write, operation_id: str, budget: Budget) -> Rows:
         """Return the rows of a try whose answer was lost, if it took effect; afterwards it never can."""
@@ -219,26 +278,27 @@ class Database:
 
         return await self._on_connection(fence.subject, budget, on_one_connection)
 
-    async def _persist(self, attempt: Callable[[], Awaitable[_T]], budget: Budget, subject: Subject) -> _T:
-        """Make one attempt, then more with growing pauses as long as the failure may pass and the budget lasts."""
+    async def _persist(
+        self, attempt: Callable[[], Awaitable[_T]], budget: Budget, subject: Subject, items: int | None = None
+    ) -> _T:
+        """Make one attempt, and more as long as the failure may pass; whoever watches is told of them as one."""
+        if self._telemetry is None:
+            return await self._tries(attempt, budget, subject)
+        with self._telemetry.told(subject, items) as told:
+            answer = await self._tries(attempt, budget, subject, told)
+            told.answered(answer)
+            return answer
+
+    async def _tries(
+        self, attempt: Callable[[], Awaitable[_T]], budget: Budget, subject: Subject, told: Told | None = None
+    ) -> _T:
         try:
-            return await attempt()
-        except _Passing as failure:
-            first = last = failure
-        if not budget.spent:
-            retrying = AsyncRetrying(
-                retry=retry_if_exception_type(_Passing),
-                wait=wait_random_exponential(multiplier=0.05, max=2.0),
-                stop=lambda _state: budget.spent,
-                sleep=budget.sleep,
-                before_sleep=lambda state: _log_retry(subject, state),
-                reraise=True,
-            )
-            try:
-                return await retrying(attempt)
-            except _Passing as failure:
-                last = failure
-        raise self._unavailable(subject, first, last) from cause_to_show(last.error)
+            return await persist(attempt, budget, subject, told)
+        except Passing as failure:
+            last = failure
+        if told is not None and subject.writes and last.in_doubt:
+            told.doubtful()
+        raise unavailable(subject, last, self._place, self._retry_for) from cause_to_show(last.error)
 
     async def _attempt(self, command: Command, budget: Budget) -> Rows:
         async def run(_connection: AsyncConnection, driver_connection: Any) -> Rows:
@@ -253,6 +313,8 @@ class Database:
         work: Callable[[AsyncConnection, Any], Awaitable[_T]],
         *,
         isolation: str | None = None,
+        lasting: float | None = None,
+        limit: TimeLimit | None = None,
     ) -> _T:
         """Take a connection, do the work on it and give it back; a connection in an unknown state is thrown away.
 
@@ -263,8 +325,8 @@ class Database:
         sent = usable = False
         held: list[Line] = []
         connection: AsyncConnection | None = None
-        limit = TimeLimit()
-        cancelled_before = cancellations()
+        limit = limit or TimeLimit()
+        cancelled_before, began = cancellations(), perf_counter()
         self.require_open()
         try:
             async with asyncio.timeout_at(budget.deadline):
@@ -274,13 +336,16 @@ class Database:
                 connection = await self._engines.connect()
                 if isolation is not None:
                     await connection.execution_options(isolation_level=isolation)
+            if self._telemetry is not None:
+                self._telemetry.waited(perf_counter() - began)
             driver_connection = _driver_connection(connection)
             if not self._driver.is_idle(driver_connection):
-                self._engines.suspect()
-                raise ConnectionError("it was closed while idle, or somebody left a transaction open on it")
+                self._engines.suspect(why := "it was closed while idle, or somebody left a transaction open on it")
+                raise ConnectionError(why)
             sent = True
             if self._on_postgres:
-                limit.start(driver_connection, budget.until(self._command_timeout))
+                until = asyncio.get_running_loop().time() + lasting if lasting else budget.until(self._command_timeout)
+                limit.start(driver_connection, until)
             result = await work(connection, driver_connection)
             usable = True
             return result
@@ -289,12 +354,12 @@ class Database:
             verdict = judge(error, sent=sent)
             usable = sent and verdict is not Verdict.DOUBT and sqlstate_of(error) not in ON_ANOTHER_CONNECTION
             if self._on_postgres and sent and verdict is Verdict.DOUBT:
-                self._engines.suspect()
+                self._engines.suspect(describe(error))
             if cancellations() > cancelled_before:
                 raise asyncio.CancelledError from failure  # the driver told its own story on the way out
             if verdict is Verdict.FOREIGN:
                 raise
-            raise self._failure(subject, error, verdict) from cause_to_show(error)
+            raise failure_of(subject, error, verdict, self._place) from cause_to_show(error)
         finally:
             limit.stop()
             try:
@@ -309,8 +374,14 @@ class Database:
         if not in_time:
             return TimeoutError("no answer in time")
         if not sent and isinstance(failure, TimeoutError):
+            if self._telemetry is not None:
+                self._telemetry.waited_in_vain()
             return TimeoutError("no connection in time: the server does not answer, or the whole pool is in use")
         return failure
+
+    @property
+    def _place(self) -> str:
+        return place_of(self._engines.engine.url)
 
     async def _give_back(self, connection: AsyncConnection, *, usable: bool) -> None:
         """Return a connection to its pool: without a pause, unless there is something to end, and then undisturbed."""
@@ -328,55 +399,11 @@ class Database:
         closing = connection.close()
         await (asyncio.shield(closing) if cancellations() else closing)
 
-    def _failure(self, what: Subject, error: Exception, verdict: Verdict) -> Exception:
-        match verdict:
-            case Verdict.RETRY | Verdict.DOUBT:
-                return _Passing(error, in_doubt=verdict is Verdict.DOUBT)
-            case Verdict.OUTDATED:
-                return SchemaOutdated(
-                    f"{what}: {describe(error)}; run `{UPGRADE_COMMAND}`", sqlstate=sqlstate_of(error)
-                )
-            case Verdict.CONFIGURATION:
-                why = f"{self._place()} does not let us in ({describe(error)})"
-                hint = "check the database URL and engine_kwargs"
-                return StorageUnavailable(f"{what}: {why}; {hint}", sqlstate=sqlstate_of(error))
-            case Verdict.UNPREPARED:
-                hint = "behind PgBouncer in transaction mode, open the store with pgbouncer=True"
-                return SessionError(f"{what}: {describe(error)}; {hint}", sqlstate=sqlstate_of(error))
-            case Verdict.WRONG_LOOP:
-                hint = "open the store from a URL, which keeps one pool per loop"
-                return SessionError(f"{what}: the engine belongs to another event loop ({describe(error)}); {hint}")
-            case _:
-                return SessionError(f"{what}: the database refused: {describe(error)}", sqlstate=sqlstate_of(error))
-
-    def _unavailable(self, what: Subject, first: _Passing, last: _Passing) -> StorageUnavailable:
-        known = ""
-        if what.writes:
-            known = IN_DOUBT if last.in_doubt else "; nothing was written"
-        why = f"{last}" if str(first) == str(last) else f"first {first}, at last {last}"
-        return StorageUnavailable(
-            f"{what}: {self._place()} was unavailable for {self._retry_for:g} s ({why}){known}",
-            sqlstate=sqlstate_of(last.error) or sqlstate_of(first.error),
-        )
-
-    def _place(self) -> str:
-        """Where the database is, without user or password."""
-        url = self._engines.engine.url
-        hosts = url.query.get("host") or (f"{url.host}:{url.port or 5432}" if url.host else "")
-        place = hosts if isinstance(hosts, str) else ", ".join(hosts)
-        return f"{url.get_backend_name()} {place}{'/' if place else ''}{url.database or ''}".strip()
-
 
 def _driver_connection(connection: AsyncConnection) -> Any:
     """Return the connection as its driver made it."""
     assert connection.sync_connection is not None
     return connection.sync_connection.connection.driver_connection
-
-
-def _log_retry(what: Subject, state: RetryCallState) -> None:
-    assert state.outcome is not None
-    assert state.next_action is not None
-    logger.warning("%s: %s; trying again in %.2f s", what, state.outcome.exception(), state.next_action.sleep)
 
 
 def _positive(name: str, seconds: float) -> float:

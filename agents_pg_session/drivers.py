@@ -13,6 +13,7 @@ from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, lru_cache
+from io import BytesIO
 from typing import Any, NamedTuple, Protocol, cast
 
 from sqlalchemy import Dialect, TextClause, make_url
@@ -48,6 +49,18 @@ class Driver(Protocol):
 
     async def run(self, connection: Any, command: Command) -> Rows:
         """Run the steps, more than one (or any write on SQLite) in one transaction; return the last one's rows."""
+        ...
+
+    async def answer(self, connection: Any, step: Step) -> Rows:
+        """Run one step inside the transaction that `say` began; return its rows."""
+        ...
+
+    async def say(self, connection: Any, sql: str) -> None:
+        """Run a statement without values or rows: BEGIN, COMMIT."""
+        ...
+
+    async def copy(self, connection: Any, schema: str, table: str, columns: Sequence[str], rows: bytes) -> None:
+        """Write rows in the text format of PostgreSQL's COPY, which takes any number as they are."""
         ...
 
     def is_idle(self, connection: Any) -> bool:
@@ -95,27 +108,27 @@ class _Postgres(_Rendering, ABC):
 
     async def run(self, connection: Any, command: Command) -> Rows:
         if len(command.steps) == 1:
-            return await self._answer(connection, command.steps[0])
-        await self._say(connection, "BEGIN ISOLATION LEVEL READ COMMITTED")
+            return await self.answer(connection, command.steps[0])
+        await self.say(connection, "BEGIN ISOLATION LEVEL READ COMMITTED")
         try:
             rows: Rows = ()
             for step in command.steps:
-                rows = await self._answer(connection, step)
+                rows = await self.answer(connection, step)
                 if step.decisive and not rows:
                     break
         except BaseException:
             with suppress(Exception):  # a connection that cannot do even that is not idle, and thrown away
-                await self._say(connection, "ROLLBACK")
+                await self.say(connection, "ROLLBACK")
             raise
-        await self._say(connection, "COMMIT")
+        await self.say(connection, "COMMIT")
         return rows
 
     @abstractmethod
-    async def _answer(self, connection: Any, step: Step) -> Rows:
+    async def answer(self, connection: Any, step: Step) -> Rows:
         """Run one statement and return its rows."""
 
     @abstractmethod
-    async def _say(self, connection: Any, sql: str) -> None:
+    async def say(self, connection: Any, sql: str) -> None:
         """Run a statement without values or rows."""
 
 
@@ -124,7 +137,7 @@ class _Asyncpg(_Postgres):
         super().__init__(name)
         self._record_class = _record_class()
 
-    async def _answer(self, connection: Any, step: Step) -> Rows:
+    async def answer(self, connection: Any, step: Step) -> Rows:
         text, names = self.rendered(step.clause)
         values = step.values
         assert isinstance(values, Mapping), "on PostgreSQL many rows are one statement with lists of values"
@@ -134,8 +147,13 @@ class _Asyncpg(_Postgres):
             return [_row_class(names)._make(row) for row in cast("Sequence[Any]", rows)]
         return rows
 
-    async def _say(self, connection: Any, sql: str) -> None:
+    async def say(self, connection: Any, sql: str) -> None:
         await connection.execute(sql)
+
+    async def copy(self, connection: Any, schema: str, table: str, columns: Sequence[str], rows: bytes) -> None:
+        await connection.copy_to_table(
+            table, source=BytesIO(rows), columns=columns, schema_name=schema, format="text", encoding="UTF8"
+        )
 
     def is_idle(self, connection: Any) -> bool:
         return not connection.is_closed() and not connection.is_in_transaction()
@@ -166,14 +184,20 @@ class _Psycopg(_Postgres):
         super().__init__(name)
         self._row_factory, self._idle = namedtuple_row, TransactionStatus.IDLE
 
-    async def _answer(self, connection: Any, step: Step) -> Rows:
+    async def answer(self, connection: Any, step: Step) -> Rows:
         async with connection.cursor(row_factory=self._row_factory) as cursor:
             await cursor.execute(self.rendered(step.clause).text, step.values)
             rows: Rows = await cursor.fetchall() if cursor.description else ()
             return rows
 
-    async def _say(self, connection: Any, sql: str) -> None:
+    async def say(self, connection: Any, sql: str) -> None:
         await connection.execute(sql, prepare=False)
+
+    async def copy(self, connection: Any, schema: str, table: str, columns: Sequence[str], rows: bytes) -> None:
+        names = ", ".join(map(_quoted, columns))
+        sql = f"COPY {_quoted(schema)}.{_quoted(table)} ({names}) FROM STDIN (FORMAT text, ENCODING 'UTF8')"
+        async with connection.cursor() as cursor, cursor.copy(sql) as copying:
+            await copying.write(rows)
 
     def is_idle(self, connection: Any) -> bool:
         return bool(connection.pgconn.transaction_status == self._idle)
@@ -190,8 +214,19 @@ class _SQLite(_Rendering):
         rows: Rows = await connection._execute(_visit, connection._conn, steps, command.subject.writes)
         return rows
 
+    async def answer(self, connection: Any, step: Step) -> Rows:
+        rows: Rows = await connection._execute(_step, connection._conn, *self.rendered(step.clause), step)
+        return rows
+
+    async def say(self, connection: Any, sql: str) -> None:
+        await connection._execute(_say, connection._conn, sql)
+
+    async def copy(self, connection: Any, schema: str, table: str, columns: Sequence[str], rows: bytes) -> None:
+        raise NotImplementedError("SQLite has no COPY: many rows are a step with a list of values")
+
     def is_idle(self, connection: Any) -> bool:
-        return True  # `_visit` leaves no transaction behind
+        made = connection._connection  # none where it was closed
+        return made is None or not made.in_transaction
 
 
 def _visit(connection: sqlite3.Connection, steps: list[tuple[str, tuple[str, ...], Step]], writes: bool) -> Rows:
@@ -220,6 +255,23 @@ def _visit(connection: sqlite3.Connection, steps: list[tuple[str, tuple[str, ...
     return rows
 
 
+def _step(connection: sqlite3.Connection, sql: str, names: tuple[str, ...], step: Step) -> Rows:
+    """Run one step in whatever transaction there is."""
+    cursor = connection.cursor()
+    try:
+        if isinstance(step.values, list):
+            cursor.executemany(sql, [[each[name] for name in names] for each in step.values])
+            return ()
+        cursor.execute(sql, [step.values[name] for name in names])
+        return _named(cursor)
+    finally:
+        cursor.close()
+
+
+def _say(connection: sqlite3.Connection, sql: str) -> None:
+    connection.execute(sql).close()
+
+
 def _named(cursor: sqlite3.Cursor) -> Rows:
     if cursor.description is None:
         return ()
@@ -230,3 +282,7 @@ def _named(cursor: sqlite3.Cursor) -> Rows:
 @lru_cache(maxsize=256)
 def _row_class(names: tuple[str, ...]) -> Any:
     return namedtuple("Row", names, rename=True)
+
+
+def _quoted(name: str) -> str:
+    return '"{}"'.format(name.replace('"', '""'))

@@ -27,6 +27,7 @@ class Labels(NamedTuple):
     agent: str | None = None
     user_id: str | None = None
     metadata: str | None = None  #: a JSON object as text
+    expires_after: float | None = None  #: seconds from each append to the session's end
 
 
 class Guard(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 from agents.memory import SessionSettings
@@ -17,6 +18,7 @@ from agents_pg_session.windows import Window
 __all__ = [
     "LONGEST",
     "MAX_ID_BYTES",
+    "checked_end",
     "checked_filters",
     "checked_flag",
     "checked_id",
@@ -24,6 +26,7 @@ __all__ = [
     "checked_number",
     "checked_seconds",
     "checked_settings",
+    "checked_span",
     "checked_text",
     "checked_window",
     "metadata_text",
@@ -34,6 +37,9 @@ MAX_ID_BYTES = 512
 
 #: Seconds a lease or a claim may last: a year.
 LONGEST = 366 * 86400
+
+#: How long a session may be told to last: a hundred years.
+_LONGEST_LIFE = timedelta(days=36525)
 
 
 def checked_id(name: str, value: object) -> str:
@@ -94,13 +100,38 @@ def checked_window(value: object) -> Window | None:
     return value
 
 
-def checked_labels(agent: str | None, user_id: str | None, metadata: Mapping[str, Any] | None) -> Labels:
+def checked_labels(
+    agent: str | None, user_id: str | None, metadata: Mapping[str, Any] | None, expires_after: timedelta | None = None
+) -> Labels:
     """Return what a handle says of its session, or raise `ValueError`."""
     return Labels(
         agent=None if agent is None else checked_id("agent", agent),
         user_id=None if user_id is None else checked_id("user_id", user_id),
         metadata=None if metadata is None else metadata_text(metadata),
+        expires_after=None if expires_after is None else checked_span("expires_after", expires_after).total_seconds(),
     )
+
+
+def checked_span(name: str, value: object) -> timedelta:
+    """Return *value* if it is a positive duration that a session's life can have, else raise `ValueError`."""
+    if not isinstance(value, timedelta):
+        raise ValueError(f"{name} must be a timedelta, not {shown(value)}: timedelta(days=30)")
+    if not timedelta(0) < value <= _LONGEST_LIFE:
+        raise ValueError(f"{name} must be positive, and at most {_LONGEST_LIFE.days} days, not {value}")
+    return value
+
+
+def checked_end(value: object) -> timedelta | datetime | None:
+    """Return *value* if a session can end then: after a duration, at a moment, or (None) never; else `ValueError`."""
+    if value is None:
+        return None
+    if not isinstance(value, datetime):
+        return checked_span("the end", value)
+    if value.utcoffset() is None:
+        raise ValueError("the end must be an aware datetime, with a time zone: datetime.now(timezone.utc)")
+    if not 1 < value.year < 9999:
+        raise ValueError(f"the end must be a date people live at, not {value}")
+    return value
 
 
 def checked_settings(value: SessionSettings | dict[str, Any] | None) -> SessionSettings | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from types import TracebackType
 from typing import Generic, TypeVar
 from uuid import uuid4
 
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_random_exponential
 
-from agents_pg_session.errors import SessionConflict, SessionError
+from agents_pg_session.errors import SessionError
 from agents_pg_session.labels import LONGEST, checked_seconds
 from agents_pg_session.ledgers.items import Items
 from agents_pg_session.ledgers.scope import Scope
@@ -25,7 +26,7 @@ __all__ = ["Exclusive"]
 
 _Session = TypeVar("_Session")
 
-logger = logging.getLogger("agents_pg_session")
+logger = logging.getLogger("agents_pg_session.leases")
 
 
 class Exclusive(Generic[_Session]):
@@ -45,7 +46,9 @@ class Exclusive(Generic[_Session]):
 
     async def __aenter__(self) -> _Session:
         if self._items.lease_id is not None:
-            raise SessionConflict(f"session {self._scope.key.session_id!r}: this handle runs it alone already")
+            raise self._scope.database.conflict(
+                "lease", f"session {self._scope.key.session_id!r}: this handle runs it alone already"
+            )
         attempts = AsyncRetrying(
             retry=retry_if_result(lambda taken: not taken),
             wait=wait_random_exponential(multiplier=0.02, max=0.5),
@@ -55,8 +58,8 @@ class Exclusive(Generic[_Session]):
             await attempts(self._take)
         except RetryError:
             key = self._scope.key
-            raise SessionConflict(
-                f"session {key.session_id!r} is run by somebody else (waited {self._wait:g} s)"
+            raise self._scope.database.conflict(
+                "lease", f"session {key.session_id!r} is run by somebody else (waited {self._wait:g} s)"
             ) from None
         except asyncio.CancelledError:
             await self._release(PARTING)  # the try under way may have taken it
@@ -77,15 +80,17 @@ class Exclusive(Generic[_Session]):
         finally:
             await asyncio.wait([self._heart])
         if self._lost and error is None:
-            raise SessionConflict(
+            raise self._scope.database.conflict(
+                "lease",
                 f"session {self._scope.key.session_id!r}: the lease was lost while the block ran: it stood still for "
-                f"longer than {self._lease_for:g} s and somebody else took it, or the session was deleted"
+                f"longer than {self._lease_for:g} s and somebody else took it, or the session was deleted "
+                "or has expired",
             )
 
     async def _take(self) -> bool:
         key, database = self._scope.key, self._scope.database
-        lease = database.sql.lease(key, self._lease_id, self._lease_for, self._scope.labels)
-        return bool(await database.write(lease, database.budget()))
+        lease = partial(database.sql.lease, key, self._lease_id, self._lease_for, self._scope.labels)
+        return await self._scope.change(lease) is not None
 
     async def _beat(self) -> None:
         key, database = self._scope.key, self._scope.database
@@ -102,4 +107,4 @@ class Exclusive(Generic[_Session]):
         try:
             await database.write(database.sql.release(key, self._lease_id), database.budget(at_most=at_most))
         except SessionError as failure:
-            logger.warning("could not release the lease, it ends by itself: %s", failure)
+            logger.info("could not release the lease, it ends by itself: %s", failure)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable
 from typing import TypeVar
 
+from agents_pg_session.errors import SessionError
 from agents_pg_session.wire import hang_up
 
 __all__ = ["PARTING", "Budget", "TimeLimit", "cancellations", "settled"]
 
 #: Seconds that a caller who is cancelled, or has failed, may still be held up to give back what it had taken.
 PARTING = 3.0
+
+logger = logging.getLogger("agents_pg_session.cancellations")
 
 _T = TypeVar("_T")
 
@@ -23,6 +27,10 @@ class Budget:
         self._loop = asyncio.get_running_loop()
         self.deadline = self._loop.time() + seconds
         self._abandoned = asyncio.Event()
+
+    def renew(self, seconds: float) -> None:
+        """Begin anew: something that takes as long as it takes has come further."""
+        self.deadline = self._loop.time() + seconds
 
     @property
     def spent(self) -> bool:
@@ -53,6 +61,7 @@ class TimeLimit:
     _alarm: asyncio.TimerHandle | None = None
 
     def start(self, driver_connection: object, deadline: float) -> None:
+        self.stop()
         self._alarm = asyncio.get_running_loop().call_at(deadline, self._hang_up, driver_connection)
 
     def stop(self) -> None:
@@ -78,10 +87,12 @@ async def settled(work: Awaitable[_T], budget: Budget) -> _T:
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError as error:
+            logger.debug("a caller was cancelled; what it asked for is under way, and settles first")
             cancellation = cancellation or error
             budget.abandon()
     if cancellation is not None:
-        if not task.cancelled():
-            task.exception()  # taken note of: nobody is left to tell
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            said = failure if isinstance(failure, SessionError) else type(failure).__name__
+            logger.warning("what a cancelled caller had asked for failed: %s", said)  # nobody else is told
         raise cancellation
     return task.result()

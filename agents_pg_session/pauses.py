@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from agents import Agent, RunState
 
-from agents_pg_session.errors import SessionConflict, SessionError, SnapshotNotFound
+from agents_pg_session.errors import SessionError, SnapshotNotFound
 from agents_pg_session.labels import checked_seconds
 from agents_pg_session.ledgers.items import Items
 from agents_pg_session.ledgers.mapping import readable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Claim", "pause", "resume"]
 
-logger = logging.getLogger("agents_pg_session")
+logger = logging.getLogger("agents_pg_session.pauses")
 
 
 async def pause(
@@ -83,10 +83,13 @@ async def resume(
         raise SnapshotNotFound(f"session {key.session_id!r} has no paused run; `pause` stores one")
     if not row.claimed:
         if not row.moved:
-            raise SessionConflict(f"session {key.session_id!r}: another worker has resumed its paused run")
-        raise SessionConflict(
+            raise scope.database.conflict(
+                "claim", f"session {key.session_id!r}: another worker has resumed its paused run"
+            )
+        raise scope.database.conflict(
+            "claim",
             f"session {key.session_id!r} has gone on since its run was paused (version {row.version}): a state can be "
-            "resumed only where it stopped"
+            "resumed only where it stopped",
         )
     try:
         place = f"session {key.session_id!r}, snapshot {RUN_STATE!r} version {row.version}"
@@ -126,7 +129,7 @@ class Claim:
         try:
             await self._release(self._scope.database.budget(at_most=PARTING))
         except SessionError as failure:
-            logger.warning("could not give the paused run back, its claim ends by itself: %s", failure)
+            logger.info("could not give the paused run back, its claim ends by itself: %s", failure)
 
     async def _release(self, budget: Budget) -> None:
         database = self._scope.database

@@ -8,6 +8,7 @@ in a second loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -15,34 +16,31 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
-from weakref import WeakKeyDictionary, WeakSet, finalize, ref
+from typing import Any, Protocol
+from weakref import finalize, ref
 
 from sqlalchemy import event
-from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool, StaticPool
+from sqlalchemy.pool import NullPool
 
 from agents_pg_session.engine import checked_settings, create_engine, memory_keeper, named_memory_url
 from agents_pg_session.errors import SessionError
+from agents_pg_session.lines import Line, facts_of, lines_of, together, use_of
 from agents_pg_session.patience import PARTING
+from agents_pg_session.records import PoolUse
+from agents_pg_session.urls import place_of
 from agents_pg_session.wire import hang_up
 
-__all__ = ["BorrowedEngine", "Engines", "Line", "OwnEngines", "discard"]
+__all__ = ["BorrowedEngine", "Engines", "OwnEngines", "discard"]
+
+logger = logging.getLogger("agents_pg_session.connections")
 
 #: Under this name a connection carries the time it was first taken from its pool, until it is replaced.
 _SEEN_FIRST = "agents_pg_session.seen_first"
 
 #: Seconds `close` waits for a pool to be closed in a loop that runs in another thread.
 CLOSE_TIMEOUT = 5.0
-
-
-class Line(Protocol):
-    """Where tasks wait for their turn."""
-
-    async def acquire(self) -> Literal[True]: ...
-
-    def release(self) -> None: ...
 
 
 class Engines(Protocol):
@@ -55,7 +53,7 @@ class Engines(Protocol):
 
     @property
     def created(self) -> set[str | None]:
-        """The schemas whose tables were created through these engines, so that nobody asks again."""
+        """The schemas known to fit, created through these engines or looked at, so that nobody asks again."""
         ...
 
     @property
@@ -75,8 +73,12 @@ class Engines(Protocol):
         """Take a connection that is not suspected to be lost; only with one's turn is there one at once."""
         ...
 
-    def suspect(self) -> None:
+    def suspect(self, why: str) -> None:
         """Suspect all connections made so far: one was lost, and a server seldom loses one alone."""
+        ...
+
+    def use(self) -> PoolUse:
+        """Return what the pools are doing, those of all loops together."""
         ...
 
     async def close(self) -> None:
@@ -90,14 +92,25 @@ class _Pooled(ABC):
     @abstractmethod
     def current(self) -> AsyncEngine: ...
 
+    @abstractmethod
+    def _every(self) -> Sequence[AsyncEngine]: ...
+
     def lines(self, *, writes: bool) -> Sequence[Line]:
-        return _lines(self.current(), writes)
+        return lines_of(self.current().sync_engine, writes=writes)
 
     async def connect(self) -> AsyncConnection:
         return await _connect(self.current())
 
-    def suspect(self) -> None:
-        _facts_of(self.current()).suspected_at = time.monotonic()
+    def suspect(self, why: str) -> None:
+        engine = self.current()
+        facts = facts_of(engine.sync_engine)
+        # Of connections that are lost together, the first one is news.
+        level = logging.DEBUG if facts.is_suspected else logging.INFO
+        logger.log(level, "a connection to %s was lost (%s); the pool replaces its others", place_of(engine.url), why)
+        facts.suspected_at, facts.is_suspected = time.monotonic(), True
+
+    def use(self) -> PoolUse:
+        return together(use_of(engine.sync_engine) for engine in self._every())
 
 
 @dataclass(slots=True)
@@ -160,10 +173,15 @@ class OwnEngines(_Pooled):
         if self._release is not None:
             self._release()
 
+    def _every(self) -> Sequence[AsyncEngine]:
+        with self._lock:
+            engines = [pool.engine for loop, pool in self._pools.items() if not _has_ended(loop, pool)]
+        return engines or [self.engine]  # before the first call: the one it will use
+
     def _create(self) -> AsyncEngine:
         engine = create_engine(self._url, engine_kwargs=self._engine_kwargs, pgbouncer=self._pgbouncer)
         if engine.dialect.name == "postgresql":
-            facts = _facts_of(engine)
+            facts = facts_of(engine.sync_engine)
             event.listen(engine.sync_engine, "connect", lambda made, _: facts.connections.add(made.driver_connection))
         return engine
 
@@ -212,7 +230,7 @@ async def _dispose(pool: _LoopPool) -> None:
 
 async def _close(engine: AsyncEngine) -> None:
     """Close an engine's connections; those whose server says nothing any more are hung up after a while."""
-    connections = list(_facts_of(engine).connections)
+    connections = list(facts_of(engine.sync_engine).connections)
     alarms = [asyncio.get_running_loop().call_later(PARTING, hang_up, connection) for connection in connections]
     try:
         await engine.dispose()
@@ -253,7 +271,10 @@ class BorrowedEngine(_Pooled):
 
     @property
     def created(self) -> set[str | None]:
-        return _facts_of(self.engine).created
+        return facts_of(self.engine.sync_engine).created
+
+    def _every(self) -> Sequence[AsyncEngine]:
+        return [self.engine]
 
     def current(self) -> AsyncEngine:
         _refuse_another_process(self.engine)
@@ -265,52 +286,17 @@ class BorrowedEngine(_Pooled):
         """Nothing: who opens, closes."""
 
 
-@dataclass(slots=True)
-class _PoolFacts:
-    """What we know of an engine's pool, for all handles that use it."""
-
-    pool: ref[Pool]
-    line: asyncio.Semaphore | None  #: a place for each connection the pool may have; None where it may have any number
-    process: int | None = None
-    loop: ref[asyncio.AbstractEventLoop] | None = None
-    created: set[str | None] = field(default_factory=set)
-    connections: WeakSet[Any] = field(default_factory=WeakSet)  #: as their driver made them; of our own engines only
-    turnstile: _Turnstile = field(default_factory=lambda: _Turnstile())
-    writing: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = field(default_factory=WeakKeyDictionary)
-    suspected_at: float = 0.0  #: connections that are older may be lost
-
-
-_facts: WeakKeyDictionary[Engine, _PoolFacts] = WeakKeyDictionary()
-
-
-def _facts_of(engine: AsyncEngine) -> _PoolFacts:
-    """Return what is known; a disposed engine has a new pool, of which nothing is known."""
-    pool = engine.sync_engine.pool
-    facts = _facts.get(engine.sync_engine)
-    if facts is None or facts.pool() is not pool:
-        facts = _facts[engine.sync_engine] = _PoolFacts(ref(pool), _line_for(pool))
-    return facts
-
-
-def _line_for(pool: Pool) -> asyncio.Semaphore | None:
-    """Return a line that is served in order.
-
-    SQLAlchemy's queue is not: a connection that comes back goes to whoever asks before the one it was meant for has
-    woken up, and that one waits behind all others again. Callers that ask again at once would starve everybody else.
-    """
-    overflow = getattr(pool, "_max_overflow", -1)
-    if not isinstance(pool, AsyncAdaptedQueuePool) or overflow < 0:
-        return None
-    return asyncio.Semaphore(pool.size() + overflow)
-
-
 async def _connect(engine: AsyncEngine) -> AsyncConnection:
     """Take a connection from the pool; those made before another one was lost are replaced on the way."""
-    facts = _facts_of(engine)
+    facts = facts_of(engine.sync_engine)
     while True:
         connection = await engine.connect()
         if connection.info.setdefault(_SEEN_FIRST, time.monotonic()) >= facts.suspected_at:
+            if facts.is_suspected:
+                facts.is_suspected = False
+                logger.info("connected to %s again", place_of(engine.url))
             return connection
+        logger.debug("a connection to %s that may be lost is replaced", place_of(engine.url))
         # Hung up first: a polite end would wait for a server that is not there. Its place in the pool is filled anew by
         # whoever takes it next.
         hang_up((await connection.get_raw_connection()).driver_connection)
@@ -331,7 +317,7 @@ def _refuse_another_process(engine: AsyncEngine) -> None:
     """Raise in a forked child: two processes that speak on one socket read each other's answers."""
     if isinstance(engine.sync_engine.pool, NullPool):
         return
-    facts, process = _facts_of(engine), os.getpid()
+    facts, process = facts_of(engine.sync_engine), os.getpid()
     if facts.process is None:
         facts.process = process
     elif facts.process != process:
@@ -345,7 +331,7 @@ def _refuse_second_loop(engine: AsyncEngine) -> None:
     """Raise where the pool holds connections of another loop: the driver would only say something about futures."""
     if isinstance(engine.sync_engine.pool, NullPool):
         return
-    facts, loop = _facts_of(engine), asyncio.get_running_loop()
+    facts, loop = facts_of(engine.sync_engine), asyncio.get_running_loop()
     if facts.loop is None:
         facts.loop = ref(loop)
     elif facts.loop() is not loop:
@@ -353,30 +339,3 @@ def _refuse_second_loop(engine: AsyncEngine) -> None:
             "this engine's pool belongs to another event loop; open the store from a URL (SessionStore.open or "
             "PGSession.from_url keep one pool per loop), or await engine.dispose() before its loop ends"
         )
-
-
-def _lines(engine: AsyncEngine, writes: bool) -> Sequence[Line]:
-    """One connection for all (`StaticPool`): two tasks on it would end each other's transactions. Else, first come."""
-    facts = _facts_of(engine)
-    if isinstance(engine.sync_engine.pool, StaticPool):
-        return (facts.turnstile,)
-    places = () if facts.line is None else (facts.line,)
-    if not writes or engine.dialect.name != "sqlite":
-        return places
-    # SQLite has one writer at a time, and sleeps between looks at its lock: our own writers come in turn instead.
-    return (facts.writing.setdefault(asyncio.get_running_loop(), asyncio.Lock()), *places)
-
-
-class _Turnstile:
-    """A lock for tasks of any loop and thread; asked again and again, so that a cancelled waiter cannot keep it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    async def acquire(self) -> Literal[True]:
-        while not self._lock.acquire(blocking=False):  # noqa: ASYNC110 -- an Event belongs to one loop
-            await asyncio.sleep(0.002)
-        return True
-
-    def release(self) -> None:
-        self._lock.release()

@@ -33,7 +33,7 @@ from agents_pg_session.tracking import RunBook, TrackedRun
 
 __all__ = ["Recorder", "Recording"]
 
-logger = logging.getLogger("agents_pg_session")
+logger = logging.getLogger("agents_pg_session.recorder")
 
 #: What is noted before the user's hook of that name gets its turn. Everything else is noted after it: so the time
 #: the user's hooks take is neither the model's nor a tool's.

@@ -17,6 +17,8 @@ __all__ = [
     "Approval",
     "Event",
     "Page",
+    "PoolUse",
+    "Purged",
     "Run",
     "SessionInfo",
     "SessionUsage",
@@ -53,6 +55,36 @@ class Page(Generic[_T]):
 
     def __getitem__(self, index: int) -> _T:
         return self.records[index]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUse:
+    """What a store's connections are doing at this moment."""
+
+    size: int  #: connections there are: those in use and those that are idle
+    in_use: int  #: connections that somebody has, or that are being made for somebody
+    idle: int  #: connections that are open and free
+    waiting: int  #: callers that wait for their turn
+    limit: int | None  #: the most connections there may be; None: any number
+    pools: int = 1  #: a store has one pool per event loop; this is all of them together
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What a purge has removed, or (`dry_run`) would remove; also how far it has come, while it runs."""
+
+    sessions: int = 0  #: removed whole, with everything about them; of these …
+    expired: int = 0  #: … so many had expired, …
+    old: int = 0  #: … and so many had the status or the age that was asked for
+    items: int = 0  #: what went with them, as their counters told
+    tool_runs: int = 0
+    events: int = 0
+    passed_over: int = (
+        0  #: that were to go, but somebody was writing to them, or they became active: the next purge looks
+    )
+    seen: int = 0  #: sessions that were looked at …
+    total: int = 0  #: … of so many when it began; counted only for a purge that tells its progress
+    dry_run: bool = False  #: nothing was removed
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from functools import cache
 from pathlib import Path
 
@@ -17,9 +18,19 @@ from sqlalchemy.schema import CreateSchema
 
 from agents_pg_session.errors import SchemaOutdated
 from agents_pg_session.statements import quoted_prefix
-from agents_pg_session.tables import TABLES, VERSION_TABLE, VIEWS, metadata_for, storage_statements, view_statements
+from agents_pg_session.tables import (
+    SUPPORT_VIEW,
+    TABLES,
+    VERSION_TABLE,
+    VIEWS,
+    metadata_for,
+    storage_statements,
+    view_statements,
+)
 
 __all__ = [
+    "ALEMBIC_COMMAND",
+    "LOCK",
     "UPGRADE_COMMAND",
     "checked_schema",
     "create",
@@ -30,12 +41,22 @@ __all__ = [
     "script_location",
 ]
 
-#: What errors tell people to run; `agents_pg_session.migrations` is Alembic's own command line over our revisions.
-UPGRADE_COMMAND = "python -m agents_pg_session.migrations upgrade head"
+#: What errors tell people to run: the command line of the extra `cli`.
+UPGRADE_COMMAND = "agents-pg-session db upgrade"
 
-#: The advisory lock of everything that changes the schema, for the length of its transaction (works behind poolers).
-#: The number is arbitrary and stays: two versions of this package must wait for each other.
+#: Alembic's own command line over our revisions, which every installation has.
+ALEMBIC_COMMAND = "python -m agents_pg_session.migrations"
+
+_RUN_THE_UPGRADE = f"run `{UPGRADE_COMMAND}` (without the extra cli: `{ALEMBIC_COMMAND} upgrade head`)"
+
+#: The advisory lock of everything that changes the schema, for the length of a transaction (works behind poolers).
+#: The number is arbitrary and stays: two versions of this package must wait for each other. Nobody may wait for it
+#: inside a statement without an end, which would hold a snapshot: who has the lock may be building an index, and that
+#: waits for everybody with a snapshot.
 LOCK = 5_211_970_824_016_338_977
+
+#: Milliseconds that one try to get it may wait.
+_LOCK_TRY = 100
 
 
 def checked_schema(name: str) -> str:
@@ -61,9 +82,14 @@ def newest_revision() -> str:
 
 
 def lock(connection: Connection) -> None:
-    """Wait for everybody else who is changing the schema. SQLite has its own lock for that."""
+    """Keep everybody else from changing the schema until this transaction ends; SQLite has its own lock for that.
+
+    While somebody else is at it, the server says 55P03 (lock not available): end the transaction, and come again.
+    """
     if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TRY}ms'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
+        connection.execute(text("SET LOCAL lock_timeout TO DEFAULT"))
 
 
 def create_schema(connection: Connection, schema: str | None) -> None:
@@ -76,16 +102,15 @@ def create(connection: Connection, schema: str | None) -> None:
     """Create what is missing, all of it or nothing, and stamp the newest revision.
 
     Where the database is already there, this only looks, so a role without any right to create will do. Raises
-    `SchemaOutdated` where it is at another revision: then only an upgrade gives a schema anybody knows.
+    `SchemaOutdated` where it is at a revision that this version cannot work on: then only an upgrade gives a schema
+    anybody knows. One that is under way is waited for.
     """
-    if current_revision(connection, schema) is not None:
-        require_current(connection, schema)
-        return
-    lock(connection)
-    create_schema(connection, schema)
+    if current_revision(connection, schema) in (None, *_known_revisions() - {newest_revision()}):
+        lock(connection)
     if current_revision(connection, schema) is not None or _present_tables(connection, schema):
         require_current(connection, schema)
         return
+    create_schema(connection, schema)
     metadata_for(schema).create_all(connection)
     prefix = quoted_prefix(schema)
     storage = storage_statements(prefix) if connection.dialect.name == "postgresql" else []
@@ -95,43 +120,54 @@ def create(connection: Connection, schema: str | None) -> None:
 
 
 def require_current(connection: Connection, schema: str | None) -> str:
-    """Return the revision if it is the newest and everything is there.
+    """Return the revision of the database if this version of the package can work on it and everything is there.
 
-    Else raise `SchemaOutdated`, saying what is not.
+    That is its newest revision, or a newer one that says that it serves this version still: so processes of the release
+    before go on while a rolling deploy replaces them. Else raise `SchemaOutdated`, saying what is not.
     """
     revision, newest = current_revision(connection, schema), newest_revision()
-    present = _present_tables(connection, schema)
-    missing = [_named(name, schema) for name in TABLES if name not in present]
-    missing += [_named(name, schema) for name in VIEWS if name not in inspect(connection).get_view_names(schema)]
-    if revision == newest and not missing:
-        return revision
-    if revision is None and not missing:
+    missing = _missing(connection, schema)
+    if revision is None:
+        raise SchemaOutdated(_without_revision(missing, _present_tables(connection, schema), schema))
+    if revision in _known_revisions() - {newest}:
+        raise SchemaOutdated(f"the database is at revision {revision}, this version needs {newest}; {_RUN_THE_UPGRADE}")
+    if revision != newest and not _is_served(connection, schema):
         raise SchemaOutdated(
-            f"{_named(VERSION_TABLE, schema)} is missing, so the revision of the tables is unknown; if this version of "
-            f"the package made them, run `{UPGRADE_COMMAND.replace('upgrade', 'stamp')}`"
+            f"the database is at revision {revision}, which this version does not know (its newest is {newest}) and "
+            "which does not serve it any more; upgrade the package agents-pg-session"
         )
-    if revision is None and present:
-        strangers = [_named(name, schema) for name in sorted(present)]
+    if missing:
         raise SchemaOutdated(
-            f"{', '.join(strangers)} {_is(strangers)} there without a revision, but {', '.join(missing)} "
-            f"{_is(missing)} missing, so this package did not make them; choose another schema or database"
+            f"{_named(missing, schema)} {_is(missing)} missing, although the database is at revision {revision}, which "
+            "has them: an upgrade would not bring back what somebody dropped; restore a backup, or take the statements "
+            f"that are lacking from `{ALEMBIC_COMMAND} upgrade head --sql`"
         )
-    if missing and revision is None:
-        raise SchemaOutdated(f"{', '.join(missing)} {_is(missing)} missing; run `{UPGRADE_COMMAND}`")
-    if missing and revision == newest:
-        raise SchemaOutdated(
-            f"{', '.join(missing)} {_is(missing)} missing, although the database is at the newest revision: an upgrade "
-            f"would not bring back what somebody dropped; restore a backup, or take the statements that are lacking "
-            f"from `{UPGRADE_COMMAND} --sql`"
+    return revision
+
+
+def _without_revision(missing: list[str], present: set[str], schema: str | None) -> str:
+    """Say what to do about a database whose revision nobody wrote down."""
+    if not missing:
+        return (
+            f"{_named([VERSION_TABLE], schema)} is missing, so the revision of the tables is unknown; if this version "
+            f"of the package made them, run `{ALEMBIC_COMMAND} stamp head`"
         )
-    if revision not in _known_revisions():
-        raise SchemaOutdated(
-            f"the database is at revision {revision}, which this version does not know (its newest is {newest}); "
-            "upgrade the package agents-pg-session"
+    if present:
+        return (
+            f"{_named(sorted(present), schema)} {_is(present)} there without a revision, but "
+            f"{_named(missing, schema)} {_is(missing)} missing, so this package did not make them; choose another "
+            "schema or database"
         )
-    raise SchemaOutdated(
-        f"the database is at revision {revision}, this version needs {newest}; run `{UPGRADE_COMMAND}`"
-    )
+    return f"{_named(missing, schema)} {_is(missing)} missing; {_RUN_THE_UPGRADE}"
+
+
+def _is_served(connection: Connection, schema: str | None) -> bool:
+    """Return whether a revision that is not known here says that the code of this version works on it."""
+    if SUPPORT_VIEW not in inspect(connection).get_view_names(schema):
+        return False
+    # The oldest revision whose code works on this schema; one that is known here is not newer than this code.
+    oldest = connection.scalar(text(f"SELECT oldest_revision FROM {quoted_prefix(schema)}{SUPPORT_VIEW}"))
+    return oldest in _known_revisions()
 
 
 def current_revision(connection: Connection, schema: str | None) -> str | None:
@@ -148,8 +184,14 @@ def _present_tables(connection: Connection, schema: str | None) -> set[str]:
     return set(inspect(connection).get_table_names(schema)) & set(TABLES)
 
 
-def _known_revisions() -> set[str]:
-    return {script.revision for script in ScriptDirectory(str(script_location())).walk_revisions()}
+def _missing(connection: Connection, schema: str | None) -> list[str]:
+    tables, views = _present_tables(connection, schema), set(inspect(connection).get_view_names(schema))
+    return [name for name in (*TABLES, *VIEWS) if name not in tables | views]
+
+
+@cache
+def _known_revisions() -> frozenset[str]:
+    return frozenset(script.revision for script in ScriptDirectory(str(script_location())).walk_revisions())
 
 
 def _is_text(name: str) -> bool:
@@ -157,9 +199,9 @@ def _is_text(name: str) -> bool:
     return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in name)
 
 
-def _named(name: str, schema: str | None) -> str:
-    return name if schema is None else f"{schema}.{name}"
+def _named(names: list[str], schema: str | None) -> str:
+    return ", ".join(names if schema is None else (f"{schema}.{name}" for name in names))
 
 
-def _is(things: list[str]) -> str:
+def _is(things: Sized) -> str:
     return "is" if len(things) == 1 else "are"

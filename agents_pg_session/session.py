@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -54,7 +55,9 @@ class PGSession:
     *session_id*, *tenant*, *agent* and *user_id* are text of at most 512 bytes without NUL; whatever else they
     contain is safe. *tenant* may be a function of the run's context; without an answer the call raises. *agent*,
     *user_id* and *metadata* (a JSON object, at most what jsonb takes: no NUL) are written to the session's row with
-    the next append. *window* decides what of a long conversation `get_items` gives the model. With
+    the next append. With *expires_after* each append moves the session's end to that long after it: from then on it is
+    to every verb as if it had been deleted, and `SessionStore.purge` removes it. *window* decides what of a long
+    conversation `get_items` gives the model. With
     *expect*="unchanged" an append raises `SessionConflict` if another writer came first since this handle last read.
     *schema* is the PostgreSQL schema of the tables. *retry_for* is how many seconds a call may take while the
     database is away, before it raises `StorageUnavailable`.
@@ -80,6 +83,7 @@ class PGSession:
         agent: str | None = None,
         user_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        expires_after: timedelta | None = None,
         window: Window | None = None,
         expect: Literal["unchanged"] | None = None,
         retry_for: float = RETRY_FOR,
@@ -101,7 +105,8 @@ class PGSession:
         self._window = checked_window(window)
         self._claim: Claim | None = None
         self._book = RunBook()
-        scope = self._scope = Scope(self._database, self._whose.key, checked_labels(agent, user_id, metadata))
+        labels = checked_labels(agent, user_id, metadata, expires_after)
+        scope = self._scope = Scope(self._database, self._whose.key, labels)
         self._items = Items(scope, expect=expect)
         self._history = History(scope, self._items)
         self._control = Control(scope)
@@ -125,6 +130,7 @@ class PGSession:
         agent: str | None = None,
         user_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        expires_after: timedelta | None = None,
         window: Window | None = None,
         expect: Literal["unchanged"] | None = None,
         retry_for: float = RETRY_FOR,
@@ -151,6 +157,7 @@ class PGSession:
             agent=agent,
             user_id=user_id,
             metadata=metadata,
+            expires_after=expires_after,
             window=window,
             expect=expect,
             **kwargs,
@@ -273,17 +280,28 @@ class PGSession:
         """
         await self._control.end(checked_text("status", status))
 
+    async def expire(self, end: timedelta | datetime | None) -> datetime | None:
+        """Set or move the session's end, or lift it (None), and return when that is by the database's clock.
+
+        From that moment on the session is to every verb as if it had been deleted, and an append begins it anew. A
+        handle with `expires_after` moves the end again with its next append. Raises `SessionNotFound` before the first
+        append, and after the end.
+        """
+        return await self._control.expire(end)
+
     async def fork(self, session_id: str, *, before_turn: int | None = None) -> PGSession:
         """Copy the session, up to *before_turn* if given, into a new one and return its handle: edit and regenerate.
 
-        The copy knows where it came from; what its source has spent stays with the source. Raises `SessionConflict` if
+        The copy knows where it came from, and ends when its source does unless this handle has an `expires_after`; what
+        its source has spent stays with the source. Raises `SessionConflict` if
         that id is taken, `SessionNotFound` if there is nothing to copy.
         """
         key = Key(self._whose.key().tenant_id, checked_text("session_id", session_id))
         await self._control.fork(key, before_turn)
+        span = self._scope.labels.expires_after
         return PGSession(
             session_id, engine=self._database, tenant=key.tenant_id, session_settings=self.session_settings,
-            window=self._window,
+            window=self._window, expires_after=None if span is None else timedelta(seconds=span),
         )  # fmt: skip
 
     async def delete(self) -> bool:

@@ -69,6 +69,7 @@ class _Share:
         self.lines = pooled.engines.lines
         self.connect = pooled.engines.connect
         self.suspect = pooled.engines.suspect
+        self.use = pooled.engines.use
 
     @property
     def engine(self) -> AsyncEngine:

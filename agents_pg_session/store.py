@@ -14,8 +14,8 @@ from agents_pg_session.ledgers.mapping import session_info, sums, tool_run, wait
 from agents_pg_session.ledgers.tool_runs import checked_status
 from agents_pg_session.paging import checked_limit, page, read_cursor
 from agents_pg_session.pools import BorrowedEngine, OwnEngines
-from agents_pg_session.records import Page, SessionInfo, StoreCheck, ToolRun, UsageOf, WaitingRun
-from agents_pg_session.schema import require_current
+from agents_pg_session.purging import Progress, Purge, rule_of
+from agents_pg_session.records import Page, PoolUse, Purged, SessionInfo, StoreCheck, ToolRun, UsageOf, WaitingRun
 from agents_pg_session.session import PGSession
 from agents_pg_session.tenants import Tenant
 from agents_pg_session.texts import shown
@@ -48,6 +48,10 @@ class SessionStore:
 
     *schema* is the PostgreSQL schema of the tables. *retry_for* is how many seconds a call may take while the
     database is away, before it raises `StorageUnavailable`.
+
+    With *verify*, nothing is sent before the tables are known to fit this version: `async with` looks before its block
+    begins, without it the first call does, and each raises what `check` raises. Where it failed, the next call looks
+    again; a store that an `async with` could not enter is closed.
     """
 
     def __init__(
@@ -55,11 +59,16 @@ class SessionStore:
         *,
         engine: AsyncEngine,
         schema: str = "agents",
+        verify: bool = False,
         retry_for: float = RETRY_FOR,
         command_timeout: float = COMMAND_TIMEOUT,
     ) -> None:
         self._database = Database(
-            BorrowedEngine(engine), schema=schema, retry_for=retry_for, command_timeout=command_timeout
+            BorrowedEngine(engine),
+            schema=schema,
+            verify=checked_flag("verify", verify),
+            retry_for=retry_for,
+            command_timeout=command_timeout,
         )
 
     @classmethod
@@ -68,6 +77,7 @@ class SessionStore:
         url: str | URL,
         *,
         schema: str = "agents",
+        verify: bool = False,
         retry_for: float = RETRY_FOR,
         command_timeout: float = COMMAND_TIMEOUT,
         pgbouncer: bool = False,
@@ -75,13 +85,20 @@ class SessionStore:
     ) -> Self:
         """Return a store over *url*; use it with `async with`, or call `close()` at the end.
 
-        No connection is made yet. *pgbouncer* switches prepared statements off, for a pooler in transaction mode.
+        No connection is made yet. With *verify*, `async with` refuses a schema that does not fit this version.
+        *pgbouncer* switches prepared statements off, for a pooler in transaction mode.
         *engine_kwargs* go to `create_async_engine` and override our settings one by one.
         Raises `ValueError` for a URL that cannot work, naming what to write.
         """
         engines = OwnEngines(url, engine_kwargs=engine_kwargs, pgbouncer=pgbouncer)
         store = cls.__new__(cls)
-        store._database = Database(engines, schema=schema, retry_for=retry_for, command_timeout=command_timeout)
+        store._database = Database(
+            engines,
+            schema=schema,
+            verify=checked_flag("verify", verify),
+            retry_for=retry_for,
+            command_timeout=command_timeout,
+        )
         return store
 
     @property
@@ -97,6 +114,7 @@ class SessionStore:
         agent: str | None = None,
         user_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        expires_after: timedelta | None = None,
         window: Window | None = None,
         expect: Literal["unchanged"] | None = None,
         session_settings: SessionSettings | dict[str, Any] | None = None,
@@ -104,7 +122,8 @@ class SessionStore:
         """Return a handle on one conversation; no database is asked, so make one per request.
 
         *agent*, *user_id* and *metadata* are written to the session's row with the next append, in the same statement.
-        *tenant* may be told by the run: `tenant=lambda run: run.context.org_id`. See `PGSession` for the rest.
+        With *expires_after* each append moves the session's end to that long after it. *tenant* may be told by the run:
+        `tenant=lambda run: run.context.org_id`. See `PGSession` for the rest.
         """
         self._database.require_open()
         return PGSession(
@@ -115,6 +134,7 @@ class SessionStore:
             agent=agent,
             user_id=user_id,
             metadata=metadata,
+            expires_after=expires_after,
             window=window,
             expect=expect,
         )
@@ -201,6 +221,34 @@ class SessionStore:
         command = self._database.reads.usage_by(by, self._whose(tenant, all_tenants), times[0], times[1])
         return [UsageOf(**asdict(sums(row)), of=row.of) for row in await self._database.read(command)]
 
+    # -- retention
+
+    async def purge(
+        self,
+        *,
+        older_than: timedelta | None = None,
+        status: str | None = None,
+        expired: bool = True,
+        tenant: str = "",
+        all_tenants: bool = False,
+        dry_run: bool = False,
+        batch: int = 100,
+        progress: Progress | None = None,
+    ) -> Purged:
+        """Remove sessions whose time is over, whole, with everything about them, and return what that was.
+
+        These are the ones that have expired, and those of a *status* that nothing was written to for *older_than*. Only
+        a *status* takes them whatever their age; only an age takes every status but "waiting", which has to be named.
+        A session that somebody runs alone now is kept. With *dry_run* nothing is removed, only counted.
+
+        Each statement removes at most *batch* sessions, fewer if they are long, and waits for nobody. So a purge may be
+        cancelled or crash at any point: what is gone is gone, the next one finds the rest. *progress* is called with
+        what was done so far, and once at the start with `total`. Two purges at once remove each session once; what a
+        try removed whose answer was lost is not counted.
+        """
+        rule = rule_of(self._whose(tenant, all_tenants), older_than=older_than, status=status, expired=expired)
+        return await Purge(self._database, rule, batch=batch, dry_run=dry_run).run(progress)
+
     def _whose(self, tenant: str, all_tenants: bool) -> str | None:
         """Return the tenant that is asked about; None for all of them, which has to be said by name."""
         self._database.require_open()
@@ -227,18 +275,28 @@ class SessionStore:
         """
         self._database.require_open()
         [row] = await self._database.read(self._database.sql.ping())
-        schema = self._database.schema
-        revision = await self._database.transaction(
-            "check", lambda connection: require_current(connection, schema), writes=False
-        )
+        schema, revision = self._database.schema, await self._database.require_current()
         product = "SQLite" if schema is None else "PostgreSQL"
         return StoreCheck(server=f"{product} {row.version.split()[0]}", schema=schema, revision=revision)
+
+    def pool(self) -> PoolUse:
+        """Return what the store's connections are doing now, of all event loops together, without asking the database.
+
+        With a borrowed engine, connections that the application uses itself are counted too; its callers that wait for
+        one are not. Raises `SessionClosed` after `close`.
+        """
+        return self._database.pool()
 
     async def close(self) -> None:
         """Close the pools this store made; a borrowed engine is left alone. Calling it again does nothing."""
         await self._database.close()
 
     async def __aenter__(self) -> Self:
+        try:
+            await self._database.prepare()
+        except BaseException:
+            await self.close()  # without a block, nothing else ever would
+            raise
         return self
 
     async def __aexit__(

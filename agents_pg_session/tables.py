@@ -42,13 +42,22 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.types import TypeEngine
 
-__all__ = ["TABLES", "VERSION_TABLE", "VIEWS", "metadata_for", "storage_statements", "view_statements"]
+__all__ = ["SUPPORT_VIEW", "TABLES", "VERSION_TABLE", "VIEWS", "metadata_for", "storage_statements", "view_statements"]
 
 #: Where Alembic keeps the revision, inside our schema: an application's own `alembic_version` is never touched.
 VERSION_TABLE = "agents_pg_session_version"
 
+#: The view that tells code older than the database whether it may work there.
+SUPPORT_VIEW = "agents_pg_session_support"
+
 TABLES = ("sessions", "items", "tool_runs", "runs", "events", "snapshots")
-VIEWS = ("agent_current_state", "session_summary", "agent_task_progress", "tool_run_details")
+VIEWS = (
+    "agent_current_state",
+    "session_summary",
+    "agent_task_progress",
+    "tool_run_details",
+    SUPPORT_VIEW,
+)
 
 _NAMING = {
     "pk": "pk_%(table_name)s",
@@ -332,6 +341,8 @@ _VIEWS = {
                              AND c.position = t.call_position
           LEFT JOIN {items} o ON o.tenant_id = t.tenant_id AND o.session_id = t.session_id
                              AND o.position = t.output_position""",
+    # The oldest revision whose code works on this schema: what a rolling deploy's older processes look at.
+    SUPPORT_VIEW: " SELECT CAST('0001' AS text) AS oldest_revision",
 }
 
 _DURATIONS = {

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlencode
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-__all__ = ["DRIVERS", "WITHOUT_PREPARED_STATEMENTS", "WRITE_A_URL", "engine_url"]
+__all__ = ["DRIVERS", "WITHOUT_PREPARED_STATEMENTS", "WRITE_A_URL", "engine_url", "place_of"]
 
 _Number = TypeVar("_Number", int, float)
 
@@ -109,6 +109,13 @@ def engine_url(url: str | URL) -> tuple[URL, dict[str, Any]]:
     if driver == "postgresql+psycopg":
         return _for_psycopg(parsed)
     return parsed, {}
+
+
+def place_of(url: URL) -> str:
+    """Return where a database is, for people to read: without user or password."""
+    hosts = url.query.get("host") or (f"{url.host}:{url.port or 5432}" if url.host else "")
+    place = hosts if isinstance(hosts, str) else ", ".join(hosts)
+    return f"{url.get_backend_name()} {place}{'/' if place else ''}{url.database or ''}".strip()
 
 
 def _parsed(url: str | URL) -> URL:

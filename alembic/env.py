@@ -1,7 +1,7 @@
-"""How the revisions run: one transaction behind one lock, in our schema, with a version table of our own.
+"""How the revisions run: in our schema, with a version table of our own, each in a transaction of its own.
 
-Any number of processes may start `upgrade head` at once: the first does it, the others wait and find it done. An
-application's own Alembic history in the same database is never touched.
+`agents_pg_session.upgrading` says how they run on a database that is in use. An application's own Alembic history in
+the same database is never touched.
 """
 
 from __future__ import annotations
@@ -10,81 +10,73 @@ import asyncio
 import os
 from typing import Any
 
-import asyncpg
 from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateSchema
 
-from agents_pg_session.engine import create_engine
-from agents_pg_session.failures import describe
-from agents_pg_session.schema import LOCK, checked_schema, create_schema, lock
+from agents_pg_session.errors import SessionError
+from agents_pg_session.schema import LOCK, create_schema
 from agents_pg_session.tables import VERSION_TABLE, metadata_for
-from agents_pg_session.urls import engine_url
+from agents_pg_session.upgrading import Steps, Target, run, settings_from
 
-arguments = context.get_x_argument(as_dictionary=True)
-url = arguments.get("url") or os.environ.get("AGENTS_PG_URL") or ""
-if not url:
-    raise CommandError("no database: set AGENTS_PG_URL, or add -x url=postgresql://… behind `alembic`")
 try:
-    backend = engine_url(url)[0].get_backend_name()
-    schema = checked_schema(arguments.get("schema") or os.environ.get("AGENTS_PG_SCHEMA") or "agents")
+    settings = settings_from(context.get_x_argument(as_dictionary=True) | context.config.attributes, os.environ)
 except ValueError as error:
-    raise CommandError(str(error)) from None
+    raise CommandError(str(error)) from error
+on_postgres = settings.backend == "postgresql"
 options: dict[str, Any] = {
-    "target_metadata": metadata_for(schema if backend == "postgresql" else None),
+    "target_metadata": metadata_for(settings.schema),
     "version_table": VERSION_TABLE,
-    "version_table_schema": schema if backend == "postgresql" else None,
-    "include_schemas": backend == "postgresql",
-    "include_name": lambda name, kind, _parents: kind != "schema" or name == schema,
+    "version_table_schema": settings.schema,
+    "include_schemas": on_postgres,
+    "include_name": lambda name, kind, _parents: kind != "schema" or name == settings.schema,
+    "transactional_ddl": True,
+    # SQLite has one writer at a time anyway: there, all is one transaction.
+    "transaction_per_migration": on_postgres,
+    "lock_limit": round(settings.lock_timeout * 1000),
 }
+
+# Fails at once: whoever waited inside a statement would keep an index of the other upgrade from being finished.
+ALONE = f"""DO $$ BEGIN IF NOT pg_try_advisory_lock({LOCK}) THEN
+    RAISE EXCEPTION 'another upgrade of this database is at work; run this script again when it has ended';
+END IF; END $$"""
 
 
 def run_offline() -> None:
     """Print the SQL instead of running it: a script for psql, or for a DBA to read."""
     # Nothing is bound, so a percent sign in a name stays single: only `paramstyle` "format" would double it.
-    dialect_opts = {"paramstyle": "named"}
     context.configure(
-        dialect_name=backend, dialect_opts=dialect_opts, literal_binds=True, transactional_ddl=True, **options
+        dialect_name=settings.backend, dialect_opts={"paramstyle": "named"}, literal_binds=True, **options
     )
-    with context.begin_transaction():
-        if backend == "postgresql":
-            context.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
-            context.execute(CreateSchema(schema, if_not_exists=True))
-        context.run_migrations()
-
-
-def run_on(connection: Connection) -> None:
-    """Run the revisions on a connection, inside its transaction."""
-    if backend == "sqlite":
-        # The driver would begin a transaction at the first INSERT only, after the tables: begin it before them.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    lock(connection)
-    create_schema(connection, schema if backend == "postgresql" else None)
-    context.configure(connection=connection, transactional_ddl=True, **options)
+    if on_postgres:
+        context.execute(text(ALONE))
+        context.execute(text(f"SET lock_timeout = '{options['lock_limit']}ms'"))
+        context.execute(CreateSchema(str(settings.schema), if_not_exists=True))
     with context.begin_transaction():
         context.run_migrations()
+    if on_postgres:
+        context.execute(text("RESET lock_timeout"))
+        context.execute(text(f"SELECT pg_advisory_unlock({LOCK})"))
 
 
-async def run_online() -> None:
-    """Connect with the URL as people have it, and run."""
-    isolation = "READ COMMITTED" if backend == "postgresql" else "AUTOCOMMIT"
-    engine = create_engine(url, engine_kwargs={"poolclass": NullPool}, isolation_level=isolation)
-    try:
-        async with engine.begin() as connection:
-            await connection.run_sync(run_on)
-            if backend == "sqlite":
-                await connection.exec_driver_sql("COMMIT")
-    except (OSError, DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        # One line instead of a traceback through three libraries; `--raiseerr` shows that.
-        raise CommandError(f"the database said no: {describe(error)}") from error
-    finally:
-        await engine.dispose()
+def migrate(connection: Connection, steps: Steps) -> None:
+    """Take the steps that are left, on a connection of `run`'s."""
+    context.configure(connection=connection, fn=steps, **options)
+    if target.changes:
+        create_schema(connection, settings.schema)
+    with context.begin_transaction():
+        context.run_migrations()
 
 
 if context.is_offline_mode():
     run_offline()
 else:
-    asyncio.run(run_online())
+    # Configured without a database at hand, the environment tells what the command wants of it.
+    context.configure(dialect_name=settings.backend, **options)
+    wanted = context.get_context().opts
+    target = Target(context.script, not wanted.get("dont_mutate", False), wanted["fn"], migrate)
+    try:
+        asyncio.run(run(settings, target))
+    except (SessionError, ValueError) as error:
+        raise CommandError(str(error)) from error

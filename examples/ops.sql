@@ -2,8 +2,8 @@
 --
 --     psql "$AGENTS_PG_URL" -f examples/ops.sql
 --
--- Every statement runs as it is; change the names and times in it to yours. docs/ops.md shows answers and how to read
--- them. The tables are in the schema agents. They look at all tenants: with tenant_id = '…' in its WHERE, a statement
+-- Every statement runs as it is; change the names and times in it to yours. docs/operate.md shows answers and how to
+-- read them. The tables are in the schema agents. They look at all tenants: with tenant_id = '…' in its WHERE, a statement
 -- walks an index. What was said is shown as JSON text and not taken apart: PostgreSQL cannot look into JSON that holds a
 -- NUL, and a customer may have typed one.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from agents_pg_session import SessionStore
 from agents_pg_session.drivers import Driver, Rows
@@ -32,7 +32,7 @@ def overheard(store: SessionStore) -> Iterator[list[Heard]]:
     """Note every statement that *store* sends meanwhile."""
     database = store._database
     listening = _Listening(database._driver)
-    database._driver = listening
+    database._driver = cast("Driver", listening)
     try:
         yield listening.heard
     finally:
@@ -44,15 +44,12 @@ class _Listening:
         self.driver = driver
         self.heard: list[Heard] = []
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.driver, name)
+
     async def run(self, connection: Any, command: Command) -> Rows:
         for step in command.steps:
             sql, names = self.driver.rendered(step.clause)
             assert not isinstance(step.values, list)
             self.heard.append(Heard(sql, names, tuple(step.values[name] for name in names)))
         return await self.driver.run(connection, command)
-
-    def is_idle(self, connection: Any) -> bool:
-        return self.driver.is_idle(connection)
-
-    def rendered(self, clause: Any) -> Any:
-        return self.driver.rendered(clause)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from agents_pg_session.errors import SessionConflict, SessionNotFound, SnapshotNotFound
+from agents_pg_session.errors import SessionNotFound, SnapshotNotFound
 from agents_pg_session.labels import checked_number
 from agents_pg_session.ledgers.items import Items
 from agents_pg_session.ledgers.scope import Scope
@@ -73,9 +73,10 @@ class History:
         if not row.found:
             raise SnapshotNotFound(f"session {key.session_id!r} has no version {version} of snapshot 'history'")
         if not self._note(key, row.payload):
-            raise SessionConflict(
+            raise self._database.conflict(
+                "restore",
                 f"session {key.session_id!r}: what replaced history {version} is not there whole any more (cleared, "
-                "popped, or replaced itself: restore the newer version first)"
+                "popped, or replaced itself: restore the newer version first)",
             )
 
     def _note(self, key: Key, payload: str | None) -> bool:

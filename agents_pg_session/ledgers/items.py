@@ -15,10 +15,9 @@ from weakref import WeakKeyDictionary
 
 from agents_pg_session.drivers import Row, Rows
 from agents_pg_session.entries import Entry, Guard, compose
-from agents_pg_session.errors import SessionConflict
 from agents_pg_session.labels import checked_number
 from agents_pg_session.ledgers.mapping import moment, readable, unreadable
-from agents_pg_session.ledgers.scope import Scope
+from agents_pg_session.ledgers.scope import PATIENCE, Scope
 from agents_pg_session.paging import checked_limit
 from agents_pg_session.projection import Item, decode
 from agents_pg_session.records import StoredItem, Turn
@@ -29,7 +28,7 @@ from agents_pg_session.windows import Placed, Window, enough, first_fetch, selec
 
 __all__ = ["Items"]
 
-logger = logging.getLogger("agents_pg_session")
+logger = logging.getLogger("agents_pg_session.items")
 
 #: The largest LIMIT both databases take.
 _NO_MORE_THAN = 2**63 - 1
@@ -221,10 +220,14 @@ class Items:
         return self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
     async def _write(self, key: Key, entry: Entry, landed: Callable[[Rows], None]) -> None:
-        sql, budget = self._database.sql, self._database.budget()
-        rows = await self._database.write(sql.append(key, entry), budget, landed)
-        if not rows and entry.answers:  # outputs look for their calls in the present
-            rows = await self._database.write(sql.append(key, entry, patient=True), budget, landed)
+        sql, budget, items = self._database.sql, self._database.budget(), len(entry.batch.rows)
+        rows = await self._database.write(write := sql.append(key, entry), budget, landed, items=items)
+        for _ in range(1 if entry.conditional else PATIENCE):
+            if rows:
+                return
+            # Outputs look for their calls in the present, and a session that has expired is erased first.
+            self._database.overtaken(write.subject)
+            rows = await self._database.write(sql.append(key, entry, patient=True), budget, landed, items=items)
         if rows:
             return
         if not self._expecting:
@@ -235,8 +238,9 @@ class Items:
         if entry.guard.last_position is not None:
             reasons.append("another writer came first since this handle last read")
         why = ", or ".join(reasons) or "other writers came first, again and again"
-        raise SessionConflict(
-            f"session {key.session_id!r}: {why}; nothing was appended. Read the session again and decide anew"
+        raise self._database.conflict(
+            "append",
+            f"session {key.session_id!r}: {why}; nothing was appended. Read the session again and decide anew",
         )
 
     async def _read(self, key: Key, limit: int | None) -> Rows:

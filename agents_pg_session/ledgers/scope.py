@@ -8,13 +8,12 @@ from typing import Protocol
 from agents_pg_session.database import Database
 from agents_pg_session.drivers import Row
 from agents_pg_session.entries import Labels
-from agents_pg_session.errors import SessionConflict
 from agents_pg_session.statements import Key, Write
 
-__all__ = ["Scope"]
+__all__ = ["PATIENCE", "Scope"]
 
 #: How often a change waits in line before it gives up. Each time it is first in line once, so more than one is rare.
-_PATIENCE = 8
+PATIENCE = 8
 
 
 class _Verb(Protocol):
@@ -39,8 +38,10 @@ class Scope:
         """Run a change; where other writers got in between, again behind them. None: there is no such session."""
         budget = self.database.budget()
         rows = await self.database.write(write := verb(patient=False), budget)
-        for _ in range(_PATIENCE):
+        for _ in range(PATIENCE):
             if not rows or rows[0].fresh:
                 return rows[0] if rows else None
+            self.database.overtaken(write.subject)
             rows = await self.database.write(write := verb(patient=True), budget)
-        raise SessionConflict(f"{write.subject}: other writers came first, {_PATIENCE} times in a row")
+        what = write.subject
+        raise self.database.conflict(what.verb, f"{what}: other writers came first, {PATIENCE} times in a row")

@@ -6,7 +6,7 @@ import difflib
 import json
 from functools import partial
 
-from agents_pg_session.errors import SessionConflict, SnapshotNotFound
+from agents_pg_session.errors import SnapshotNotFound
 from agents_pg_session.labels import checked_filters, checked_number, checked_text
 from agents_pg_session.ledgers.mapping import readable, snapshot
 from agents_pg_session.ledgers.scope import Scope
@@ -92,8 +92,10 @@ class Snapshots:
         sql, key = self._database.sql, self._scope.key
         row = await self._scope.change(partial(sql.save, key, saved, self._scope.labels))
         if row is None:
-            raise SessionConflict(
-                f"session {key.session_id!r}: another writer came first since this run's last append; nothing was saved"
+            raise self._database.conflict(
+                "save",
+                f"session {key.session_id!r}: another writer came first since this run's last append; nothing was "
+                "saved",
             )
         place = f"session {key.session_id!r}, snapshots of kind {saved.kind!r}"
         return readable(place, "version", lambda payload: int(json.loads(payload)["version"]), row.payload)

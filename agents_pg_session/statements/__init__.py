@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -108,13 +109,15 @@ class Snapshotted:
 class Statements(Protocol):
     """The verbs both dialects speak; `Database` runs what they return.
 
-    A change answers one row with *fresh*: false means that another writer came first, so nothing was done and the
-    caller asks again with *patient*, which waits for the other writers first and costs a transaction. No row means that
-    there is no such session.
+    A change answers one row with *fresh*: false means that another writer came first (or, where the change may begin a
+    session, that the one there has expired), so nothing was done and the caller asks again with *patient*, which waits
+    for the other writers first, erases what has expired, and costs a transaction. No row means that there is no such
+    session; one that has expired is none.
     """
 
     def append(self, key: Key, entry: Entry, *, patient: bool = False) -> Write:
-        """Append. Answers one row (position, last_position, item_count), or none: stale, or the guard did not hold."""
+        """Append. Answers one row (position, last_position, item_count), or none: stale, the guard did not hold, or the
+        session has expired, which *patient* erases first."""
         ...
 
     def latest(self, key: Key, limit: int | None) -> Command:
@@ -152,8 +155,10 @@ class Statements(Protocol):
         """Bring a `history` snapshot back. Answers (fresh, payload, found)."""
         ...
 
-    def fork(self, key: Key, source_id: str, before_turn: int | None, labels: Labels) -> Write:
-        """Copy session *source_id* into *key*. Answers (found, created)."""
+    def fork(
+        self, key: Key, source_id: str, before_turn: int | None, labels: Labels, *, patient: bool = False
+    ) -> Write:
+        """Copy session *source_id* into *key*. Answers (fresh, found, created)."""
         ...
 
     def save(self, key: Key, snapshot: Snapshotted, labels: Labels, *, patient: bool = False) -> Write:
@@ -172,8 +177,8 @@ class Statements(Protocol):
         """Give a claim back."""
         ...
 
-    def lease(self, key: Key, lease_id: str, seconds: float, labels: Labels) -> Write:
-        """Take the session's lease. Answers a row if it was to be had."""
+    def lease(self, key: Key, lease_id: str, seconds: float, labels: Labels, *, patient: bool = False) -> Write:
+        """Take the session's lease. Answers (fresh) if it was to be had."""
         ...
 
     def renew(self, key: Key, lease_id: str, seconds: float) -> Write:
@@ -190,6 +195,10 @@ class Statements(Protocol):
 
     def end(self, key: Key, status: str, *, patient: bool = False) -> Write:
         """End the session. Answers (fresh, payload)."""
+        ...
+
+    def expire(self, key: Key, end: timedelta | datetime | None, *, patient: bool = False) -> Write:
+        """Set the session's end, so long from now or a moment, or lift it. Answers (fresh, payload)."""
         ...
 
     def delete(self, key: Key, created_at: object) -> Write:

@@ -1,7 +1,7 @@
 """Reading the record: one text for both dialects, with the few words they say differently filled in.
 
-A session's own lists walk the primary key. Lists across sessions walk an index that begins with the tenant and ends
-with the sort key; over all tenants they walk it once per tenant.
+A session's own lists walk the primary key, once it is known not to have expired. Lists across sessions walk an index
+that begins with the tenant and ends with the sort key; over all tenants they walk it once per tenant.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ _WAITING = """
               WHERE t.tenant_id = s.tenant_id AND t.session_id = s.session_id AND t.status = 'running'
                 AND i.turn = s.turn_count
               ORDER BY t.call_position LIMIT 100) AS t) AS text) AS running"""
+_ALIVE = "(s.expires_at IS NULL OR s.expires_at > {now})"
 _PAUSED = """
   LEFT JOIN {schema}snapshots n
     ON n.tenant_id = s.tenant_id AND n.session_id = s.session_id AND n.kind = 'run_state'
@@ -119,15 +120,21 @@ class Reads:
 
     def info(self, key: Key) -> Command:
         # The row that a fence leaves where no session is does not make one.
+        there = f"NOT (s.last_position = 0 AND s.last_event_id = 0 AND {{fenced}}) AND {_ALIVE}"
+        return self._of(key, "info", f"SELECT {_SESSION}\n  FROM {{schema}}sessions s{_key('s')} AND {there}")
+
+    def erasable(self, key: Key) -> Command:
+        """Which row a delete is to erase, and whether it is a session that has not expired."""
         there = "NOT (s.last_position = 0 AND s.last_event_id = 0 AND {fenced})"
-        return self._of(key, "info", f"SELECT {_SESSION}\n  FROM {{schema}}sessions s{_where('s')} AND {there}")
+        sql = f"SELECT s.created_at, {_ALIVE} AS alive\n  FROM {{schema}}sessions s{_key('s')} AND {there}"
+        return self._of(key, "info", sql)
 
     def sessions(
         self, tenant: str | None, filters: Mapping[str, str | None], metadata: str | None, after: list[Any] | None,
         limit: int,
     ) -> Command:  # fmt: skip
         where, values = self._filters("s", filters)
-        where.append("s.last_position + s.last_event_id > 0")  # a lease or a fence alone is no conversation
+        where += ["s.last_position + s.last_event_id > 0", _ALIVE]  # a lease or a fence alone is no conversation
         if metadata is not None:
             more, bound = self._contains("s.metadata", metadata)
             if filters.get("user_id") is not None:
@@ -139,7 +146,7 @@ class Reads:
 
     def waiting(self, tenant: str | None, after: list[Any] | None, limit: int) -> Command:
         order = ("active_at", "session_id", *(("tenant_id",) if tenant is None else ()))
-        where = ["s.status = 'waiting'"]
+        where = ["s.status = 'waiting'", _ALIVE]
         return self._across("sessions", "s", _WAITING, _PAUSED, tenant, where, {}, order, after, limit)
 
     def all_tool_runs(
@@ -148,6 +155,7 @@ class Reads:
     ) -> Command:  # fmt: skip
         where, values = self._tool_run_filters(status, tool_name)
         self._since("t.created_at", since, where, values)
+        where.append(_not_expired("s.tenant_id = t.tenant_id AND s.session_id = t.session_id"))
         order = ("created_at", "session_id", "call_position", *(("tenant_id",) if tenant is None else ()))
         return self._across("tool_runs", "t", _TOOL_RUN, "", tenant, where, values, order, after, limit)
 
@@ -312,10 +320,14 @@ class Reads:
         return f":{name}" if self._dialect == "sqlite" else f"CAST(CAST(:{name} AS text) AS timestamptz)"
 
     def _bound(self, moment: datetime) -> str:
-        """As SQLite stores times, as text with milliseconds; PostgreSQL reads the ISO form whatever its settings."""
+        """As SQLite holds times, as text; PostgreSQL reads the ISO form whatever its settings.
+
+        That is text with milliseconds where we wrote it, with microseconds where it came from elsewhere and has any.
+        """
         utc = moment.astimezone(UTC)
         if self._dialect == "sqlite":
-            return utc.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+            precision = "microseconds" if utc.microsecond % 1000 else "milliseconds"
+            return utc.replace(tzinfo=None).isoformat(" ", precision)
         return utc.isoformat()
 
     def _contains(self, column: str, metadata: str) -> tuple[list[str], Values]:
@@ -336,8 +348,18 @@ class Reads:
         return Command(subject, (Step(clause(sql), values),))
 
 
-def _where(alias: str) -> str:
+def _key(alias: str) -> str:
     return f"\n WHERE {alias}.tenant_id = :tenant_id AND {alias}.session_id = :session_id"
+
+
+def _where(alias: str) -> str:
+    """A session's own rows, none if it has expired: asked once per statement."""
+    return f"{_key(alias)}\n   AND {_not_expired('s.tenant_id = :tenant_id AND s.session_id = :session_id')}"
+
+
+def _not_expired(session: str) -> str:
+    """A value, not a join: one probe of the primary key wherever the planner puts it."""
+    return f"((SELECT s.expires_at FROM {{schema}}sessions s WHERE {session}) <= {{now}}) IS NOT TRUE"
 
 
 def _contained(document: str, wanted: Any, values: Values, depth: int = 1) -> Iterator[str]:

@@ -30,7 +30,12 @@ def ago(moment: float | None, now: float) -> float | None:
 
 
 def label_values(labels: Labels) -> dict[str, Any]:
-    return {"agent": labels.agent, "user_id": labels.user_id, "metadata": labels.metadata}
+    return {
+        "agent": labels.agent,
+        "user_id": labels.user_id,
+        "metadata": labels.metadata,
+        "expires_after": labels.expires_after,
+    }
 
 
 def append_values(entry: Entry) -> dict[str, Any]:

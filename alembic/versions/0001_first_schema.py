@@ -11,6 +11,8 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeEngine
 
+from agents_pg_session import revising
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -231,7 +233,7 @@ def downgrade() -> None:
 
 def _schema() -> str | None:
     """The tables live where the version table lives."""
-    return op.get_context().version_table_schema
+    return revising.schema()
 
 
 def _in_schema(template: str) -> str:

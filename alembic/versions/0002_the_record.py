@@ -1,7 +1,7 @@
-"""The record: what lists, leases, claims and the runs' own figures need.
+"""The record: what leases, claims and the runs' own figures need.
 
-Only adds: columns with defaults, and the indexes behind the lists across sessions. Code of revision 0001 keeps working
-on this schema; it writes neither runs nor tool runs nor snapshots.
+Only adds columns, with defaults the server keeps in its catalog: no row is rewritten, and each lock is held for an
+instant. Code of revision 0001 keeps working on this schema; it writes neither runs nor tool runs nor snapshots.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from agents_pg_session.revising import execute, on_postgres, schema
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -18,18 +20,6 @@ depends_on = None
 
 UUID = sa.Uuid(as_uuid=False).with_variant(sa.Text(), "sqlite")
 TIME = sa.DateTime(timezone=True)
-
-INDEXES = {
-    "ix_sessions_active": ("sessions", ["tenant_id", "active_at", "session_id"]),
-    "ix_sessions_agent": ("sessions", ["tenant_id", "agent", "active_at", "session_id"]),
-    "ix_sessions_user": ("sessions", ["tenant_id", "user_id", "active_at", "session_id"]),
-    "ix_sessions_status": ("sessions", ["tenant_id", "status", "active_at", "session_id"]),
-    "ix_tool_runs_recent": ("tool_runs", ["tenant_id", "created_at", "session_id", "call_position"]),
-    "ix_tool_runs_named": ("tool_runs", ["tenant_id", "tool_name", "created_at", "session_id", "call_position"]),
-    "ix_runs_session": ("runs", ["tenant_id", "session_id", "started_at", "run_id"]),
-    "ix_runs_recent": ("runs", ["tenant_id", "started_at"]),
-}
-TROUBLED = ["tenant_id", "status", "created_at", "session_id", "call_position"]
 
 TOOL_RUN_DETAILS = """
         SELECT t.tenant_id, t.session_id, t.call_position, t.output_position, t.call_id, t.tool_name, t.tool_type,
@@ -49,54 +39,34 @@ TOOL_DURATION = {
 
 
 def upgrade() -> None:
-    schema = _schema()
-    op.execute(sa.text(_in_schema("DROP VIEW {schema}tool_run_details")))
-    op.add_column("sessions", sa.Column("lease_id", UUID), schema=schema)
-    op.add_column("sessions", sa.Column("lease_until", TIME), schema=schema)
-    op.add_column("sessions", sa.Column("cleared_through", sa.BigInteger()), schema=schema)
-    op.add_column("runs", _zero("turn", sa.BigInteger()), schema=schema)
-    op.add_column("runs", _zero("model_seconds", sa.Double()), schema=schema)
-    op.add_column("snapshots", sa.Column("claimed_until", TIME), schema=schema)
+    execute("DROP VIEW {schema}tool_run_details")
+    op.add_column("sessions", sa.Column("lease_id", UUID), schema=schema())
+    op.add_column("sessions", sa.Column("lease_until", TIME), schema=schema())
+    op.add_column("sessions", sa.Column("cleared_through", sa.BigInteger()), schema=schema())
+    op.add_column("runs", _zero("turn", sa.BigInteger()), schema=schema())
+    op.add_column("runs", _zero("model_seconds", sa.Double()), schema=schema())
+    op.add_column("snapshots", sa.Column("claimed_until", TIME), schema=schema())
     created_at = sa.Column("created_at", TIME, server_default=sa.func.now(), nullable=False)
-    if _on_postgres():
-        op.add_column("tool_runs", created_at, schema=schema)
+    if on_postgres():
+        op.add_column("tool_runs", created_at, schema=schema())
     else:
         _rebuild_tool_runs(created_at)
-    for name, (table, columns) in INDEXES.items():
-        op.create_index(name, table, columns, schema=schema)
-    op.create_index(
-        "ix_tool_runs_troubled",
-        "tool_runs",
-        TROUBLED,
-        schema=schema,
-        postgresql_where=sa.text("status <> 'succeeded'"),
-        sqlite_where=sa.text("status <> 'succeeded'"),
-    )
-    if _on_postgres():
-        # Containment (`metadata @> …`) is the only question asked of it.
-        index = "CREATE INDEX ix_sessions_metadata ON {schema}sessions USING gin (metadata jsonb_path_ops)"
-        op.execute(sa.text(_in_schema(index)))
     _create_details(TIMES)
 
 
 def downgrade() -> None:
-    schema = _schema()
-    op.execute(sa.text(_in_schema("DROP VIEW {schema}tool_run_details")))
-    if _on_postgres():
-        op.drop_index("ix_sessions_metadata", "sessions", schema=schema)
-    op.drop_index("ix_tool_runs_troubled", "tool_runs", schema=schema)
-    for name, (table, _columns) in reversed(INDEXES.items()):
-        op.drop_index(name, table, schema=schema)
+    execute("DROP VIEW {schema}tool_run_details")
+    # The sessions first, as on the way up and in every append: nobody holds one of the others and waits for them.
     for table, column in (
-        ("tool_runs", "created_at"),
-        ("snapshots", "claimed_until"),
-        ("runs", "model_seconds"),
-        ("runs", "turn"),
         ("sessions", "cleared_through"),
         ("sessions", "lease_until"),
         ("sessions", "lease_id"),
+        ("runs", "model_seconds"),
+        ("runs", "turn"),
+        ("snapshots", "claimed_until"),
+        ("tool_runs", "created_at"),
     ):
-        op.drop_column(table, column, schema=schema)
+        op.drop_column(table, column, schema=schema())
     _create_details(TIMES_BEFORE)
 
 
@@ -138,27 +108,10 @@ def _rebuild_tool_runs(created_at: sa.Column[Any]) -> None:
 
 def _create_details(times: str) -> None:
     """The view of tool runs, with the times this revision knows."""
-    duration = TOOL_DURATION["postgresql" if _on_postgres() else "sqlite"]
+    duration = TOOL_DURATION["postgresql" if on_postgres() else "sqlite"]
     body = TOOL_RUN_DETAILS.replace("{times}", times).replace("{tool_duration}", duration)
-    op.execute(sa.text(_in_schema(f"CREATE VIEW {{schema}}tool_run_details AS{body}")))
+    execute(f"CREATE VIEW {{schema}}tool_run_details AS{body}")
 
 
 def _zero(name: str, kind: sa.types.TypeEngine[Any]) -> sa.Column[Any]:
     return sa.Column(name, kind, server_default=sa.text("0"), nullable=False)
-
-
-def _on_postgres() -> bool:
-    return op.get_context().dialect.name == "postgresql"
-
-
-def _schema() -> str | None:
-    """The tables live where the version table lives; marked as one name, or Alembic would take it apart at a dot."""
-    schema = op.get_context().version_table_schema
-    return None if schema is None else sa.quoted_name(schema, quote=True)
-
-
-def _in_schema(template: str) -> str:
-    schema = _schema()
-    # A colon is escaped, because `text` would otherwise read a name behind it as a value.
-    prefix = "" if schema is None else '"{}".'.format(schema.replace('"', '""').replace(":", "\\:"))
-    return template.replace("{schema}", prefix)

@@ -254,7 +254,8 @@ class InLibrary(FullRecord):
     async def open(cls, ports: Ports, database: str, name: str) -> InLibrary:
         contender = cls(name, await open_store(ports.url(database), pool_size=_POOL))
         inner = contender.store._database
-        inner._driver = driver = _Joining(inner._driver)
+        driver = _Joining(inner._driver)
+        inner._driver = cast("Driver", driver)
         contender.line = driver.line
         return contender
 

@@ -195,8 +195,8 @@ def test_whose_conversations_and_how_long(answers: Answers) -> None:
 
 
 def test_the_page_about_it_has_the_same_statements() -> None:
-    """docs/ops.md has a heading for each question, and below it the statement letter by letter."""
-    page = (ROOT / "docs" / "ops.md").read_text(encoding="utf-8")
+    """docs/operate.md has a heading for each question, and below it the statement letter by letter."""
+    page = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
     sections = re.findall(r"^## (\d+\. .*?)\n.*?^```sql\n(.*?)\n```", page, flags=re.MULTILINE | re.DOTALL)
 
     assert sections == [(question.partition("?")[0] + "?", sql) for question, sql in statements(SQL)]

@@ -5,18 +5,21 @@ A verb prepares its session, says `arm()`, and does what it is named after.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 from agents import RunHooks, Runner, Usage
 
 from agents_pg_session import PGSession, SessionError, Window
+from agents_pg_session.purging import Purge, rule_of
 from tests.acceptance.agents_for_tests import QUIET, calls, says, scripted
 from tests.items import assistant, call, output, user
 
-__all__ = ["COMPOSITE", "FAILED", "HISTORY", "VERBS", "Arm", "Verb", "in_peace", "known", "paused"]
+__all__ = ["COMPOSITE", "FAILED", "HISTORY", "TRANSACTIONS", "VERBS", "Arm", "Verb", "in_peace", "known", "paused"]
 
 #: Makes the next statement the one that something happens to; does nothing in peace.
 Arm = Callable[[], None]
@@ -256,6 +259,34 @@ async def end(session: PGSession, arm: Arm) -> None:
     await session.end("closed")
 
 
+async def expire(session: PGSession, arm: Arm) -> object:
+    await session.add_items(HISTORY)
+    arm()
+    return await session.expire(datetime(2199, 1, 1, tzinfo=UTC))
+
+
+async def append_after_the_end(session: PGSession, arm: Arm) -> None:
+    """The first statement of such an append finds the session expired, the ones after it begin it anew."""
+    await session.add_items(HISTORY)
+    await session.snapshots.save("summary", "one")
+    await session.expire(datetime(2020, 1, 1, tzinfo=UTC))
+    arm()
+    await session.add_items([user("3"), call("c3"), output("c2"), output("c3", FAILED)])
+
+
+async def purge(session: PGSession, arm: Arm) -> None:
+    """The first statement of a purge only looks, the second one removes; what a lost one removed is not counted, and
+    what a lost one still has locked is passed over: the next purge finds it.
+    """
+    own = PGSession(session.session_id, engine=session._database, tenant="purged")
+    await own.add_items(HISTORY)
+    await own.expire(datetime(2020, 1, 1, tzinfo=UTC))
+    arm()
+    rule = rule_of("purged", older_than=None, status=None, expired=True)
+    while (await Purge(session._database, rule, batch=1, dry_run=False).run(None)).passed_over:
+        await asyncio.sleep(0.01)
+
+
 async def delete(session: PGSession, arm: Arm) -> bool:
     """The first statement of a delete only looks, the second one erases."""
     await session.add_items(HISTORY)
@@ -289,14 +320,19 @@ VERBS: dict[str, Verb] = {
     **_named((append, first_append, late_output, pop, pop_output, clear, latest, all_items, window)),
     **_named((append_of_a_run, recording_of_a_failure, recording_of_more_tokens, pause, claim, release)),
     **_named((run_alone, leave_alone, save, record, fork, replace, compact, restore, end, delete)),
+    **_named((expire, append_after_the_end, purge)),
     "pop on nothing": on_nothing(lambda session: session.pop_item()),
     "clear on nothing": on_nothing(lambda session: session.clear_session()),
     "replace on nothing": on_nothing(lambda session: session._atomic_replace_items([user("1")])),
     "restore on nothing": on_nothing(lambda session: session.restore(1)),
     "claim on nothing": on_nothing(lambda session: session.resume(scripted())),
     "end on nothing": on_nothing(lambda session: session.end()),
+    "expire on nothing": on_nothing(lambda session: session.expire(None)),
     "delete on nothing": on_nothing(lambda session: session.delete()),
 }
+
+#: A transaction from its second statement on: while it is frozen, the server holds its locks.
+TRANSACTIONS = {"append after the end"}
 
 #: More than one change: who is cancelled in the middle leaves what it had done.
 COMPOSITE = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -244,6 +245,8 @@ simply("resume", lambda scene: scene.mine.resume(scripted()))
 simply("release", lambda scene: scene.mine.release())
 simply("pop_item", lambda scene: scene.mine.pop_item())
 simply("end", lambda scene: scene.mine.end())
+simply("expire", lambda scene: scene.mine.expire(timedelta(days=1)))
+simply("store.purge", lambda scene: scene.store.purge(tenant=scene.tenant, older_than=timedelta(microseconds=1)))
 simply("clear_session", lambda scene: scene.mine.clear_session())
 simply("delete", lambda scene: scene.mine.delete())
 simply("close", lambda scene: scene.mine.close())

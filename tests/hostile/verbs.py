@@ -52,10 +52,15 @@ class Opened(Desk):
     async def at(cls, store: SessionStore) -> Opened:
         tenant = f"hostile-{secrets.token_hex(8)}"
         desk = cls(store, store.session("s", tenant=tenant, user_id="ada"), tenant)
-        await desk.session.add_items(list(BEGINNING))
-        await desk.session.snapshots.save("summary", "It is warm.")
-        desk.items, desk.last = list(enumerate(BEGINNING, 1)), len(BEGINNING)
+        await begun(desk)
         return desk
+
+
+async def begun(desk: Desk) -> None:
+    """Let the desk's session have its beginning, and nothing else."""
+    await desk.session.add_items(list(BEGINNING))
+    await desk.session.snapshots.save("summary", "It is warm.")
+    desk.items, desk.last = list(enumerate(BEGINNING, 1)), len(BEGINNING)
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,23 @@ def _(desk: Desk, answer: Any, given: dict[str, Any]) -> None:
 @verb("end", status=hostile.NAMES, writes=True)
 async def _(desk: Desk, answer: Any, given: dict[str, Any]) -> None:
     assert (await desk.session.info()).status == given.get("status", "ended")
+
+
+@verb("expire", {"end": hostile.MOMENTS}, writes=True)
+async def _(desk: Desk, answer: Any, given: dict[str, Any]) -> None:
+    state = await desk.state()
+    assert state is None or state.expires_at == answer
+    try:
+        await desk.session.expire(None)
+    except SessionNotFound:  # that was in the past, or is by now
+        await begun(desk)
+
+
+@verb("store.purge", {"dry_run": st.just(True)}, older_than=hostile.MOMENTS, status=hostile.NAMES,
+      expired=st.sampled_from([True, False, None, 0, 1, "yes"]), batch=hostile.NUMBERS, tenant=hostile.IDS)  # fmt: skip
+def _(desk: Desk, answer: Any, given: dict[str, Any]) -> None:
+    assert answer.dry_run
+    assert 0 <= answer.sessions <= answer.seen <= 1
 
 
 @verb("fork", {"session_id": hostile.IDS}, before_turn=st.one_of(st.none(), hostile.NUMBERS))

@@ -31,6 +31,7 @@ VIEW_COLUMNS = {
         "tenant_id session_id call_position output_position call_id tool_name tool_type agent run_id status error "
         "created_at started_at finished_at duration_seconds arguments call_item output_item"
     ),
+    "agents_pg_session_support": "oldest_revision",
 }
 
 

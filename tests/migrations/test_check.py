@@ -13,12 +13,19 @@ import pytest
 from agents_pg_session import SchemaOutdated, SessionStore, StorageUnavailable
 from agents_pg_session.migrations import main as migrate
 from agents_pg_session.schema import newest_revision
-from agents_pg_session.tables import TABLES, VERSION_TABLE, VIEWS
-from tests.migrations.actions import check, create_tables, execute, execute_sqlite
+from agents_pg_session.tables import SUPPORT_VIEW, TABLES, VERSION_TABLE, VIEWS
+from tests.migrations.actions import check, create_tables, execute, execute_sqlite, use
 from tests.migrations.catalog import of_postgres, of_sqlite
 
-UPGRADE = "run `python -m agents_pg_session.migrations upgrade head`"
+UPGRADE = (
+    "run `agents-pg-session db upgrade` (without the extra cli: `python -m agents_pg_session.migrations upgrade head`)"
+)
 STAMP = "run `python -m agents_pg_session.migrations stamp head`"
+
+
+def serves(revision: str) -> str:
+    """What a revision says that contracts: only code that knows *revision* may go on."""
+    return f"CREATE OR REPLACE VIEW agents.{SUPPORT_VIEW} AS SELECT CAST('{revision}' AS text) AS oldest_revision"
 
 
 def test_upgrading_created_tables_changes_nothing(empty: str) -> None:
@@ -49,8 +56,8 @@ async def test_creating_tables_that_are_there_changes_nothing(migrated: str) -> 
 
 
 async def test_a_database_of_a_newer_package_is_left_alone(migrated: str) -> None:
-    """At a revision nobody here knows, `create_tables` and `check` say to upgrade the package, and change nothing."""
-    await execute(migrated, f"UPDATE agents.{VERSION_TABLE} SET version_num = '9999'")
+    """A newer revision that does not serve this code: `create_tables` and `check` say so, and change nothing."""
+    await execute(migrated, f"UPDATE agents.{VERSION_TABLE} SET version_num = '9999'", serves("9999"))
     before = await of_postgres(migrated)
     says = "the database is at revision 9999, which this version does not know .* upgrade the package"
 
@@ -66,9 +73,56 @@ async def test_a_newer_database_without_a_table_of_ours_is_left_alone(migrated: 
         migrated, f"UPDATE agents.{VERSION_TABLE} SET version_num = '9999'", "DROP TABLE agents.items CASCADE"
     )
 
-    with pytest.raises(SchemaOutdated, match="revision 9999"):
+    with pytest.raises(SchemaOutdated, match=r"^agents\.items, .* are missing, although .* revision 9999"):
+        await create_tables(migrated)
+    await execute(migrated, serves("9999"))
+    with pytest.raises(SchemaOutdated, match="revision 9999, which this version does not know"):
         await create_tables(migrated)
     assert await execute(migrated, "SELECT to_regclass('agents.items')") == [(None,)]
+
+
+@pytest.mark.parametrize("oldest", ["0001", newest_revision()])
+async def test_code_goes_on_on_a_newer_schema_that_serves_it(migrated: str, oldest: str) -> None:
+    """In a rolling deploy, processes of the release before open, check and work: the database is ahead of them."""
+    await execute(migrated, f"UPDATE agents.{VERSION_TABLE} SET version_num = '9999'", serves(oldest))
+    before = await of_postgres(migrated)
+    await create_tables(migrated)
+    await use(migrated)
+
+    assert (await check(migrated)).revision == "9999"
+    assert await of_postgres(migrated) == before
+
+
+async def test_code_goes_on_on_a_newer_sqlite_file_that_serves_it(sqlite_file: Path) -> None:
+    """The same on SQLite."""
+    execute_sqlite(sqlite_file, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+    await create_tables(f"sqlite:///{sqlite_file}")
+
+    assert (await check(f"sqlite:///{sqlite_file}")).revision == "9999"
+
+
+async def test_a_newer_schema_that_does_not_say_whom_it_serves_is_refused(migrated: str) -> None:
+    """Without the view that says so, nobody guesses."""
+    await execute(
+        migrated, f"UPDATE agents.{VERSION_TABLE} SET version_num = '9999'", f"DROP VIEW agents.{SUPPORT_VIEW}"
+    )
+
+    for act in (create_tables, check):
+        with pytest.raises(SchemaOutdated, match="does not serve it any more; upgrade the package"):
+            await act(migrated)
+
+
+def test_upgrading_a_newer_database_says_to_upgrade_the_package(
+    migrated: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An older pipeline that comes late is told what is wrong, and changes nothing."""
+    asyncio.run(execute(migrated, f"UPDATE agents.{VERSION_TABLE} SET version_num = '9999'"))
+    before = asyncio.run(of_postgres(migrated))
+    with pytest.raises(SystemExit):
+        migrate(["-x", f"url={migrated}", "upgrade", "head"])
+
+    assert "revision 9999, which this version does not know" in capsys.readouterr().out
+    assert asyncio.run(of_postgres(migrated)) == before
 
 
 async def test_a_dropped_table_is_named(migrated: str) -> None:
@@ -109,6 +163,7 @@ def test_the_command_in_the_message_helps(empty: str, monkeypatch: pytest.Monkey
     with pytest.raises(SchemaOutdated) as failure:
         asyncio.run(check(empty))
     command = str(failure.value).rsplit("`", 2)[1]
+    assert "`agents-pg-session db upgrade`" in str(failure.value)
     migrate(command.removeprefix("python -m agents_pg_session.migrations ").split())
 
     assert asyncio.run(check(empty)).revision == newest_revision()
@@ -151,7 +206,7 @@ async def test_a_good_database_is_described(migrated: str, sqlite_file: Path) ->
 
 async def test_a_sqlite_file_of_a_newer_package_is_left_alone(sqlite_file: Path) -> None:
     """An unknown revision is refused on SQLite too."""
-    execute_sqlite(sqlite_file, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+    execute_sqlite(sqlite_file, f"UPDATE {VERSION_TABLE} SET version_num = '9999'; DROP VIEW {SUPPORT_VIEW}")
 
     with pytest.raises(SchemaOutdated, match="revision 9999"):
         await create_tables(f"sqlite:///{sqlite_file}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -11,13 +11,21 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from agents_pg_session import PGSession
+from agents_pg_session.migrations import upgrade
+from agents_pg_session.testing.pgbouncer import PgBouncer
 from tests.items import user
-from tests.migrations.actions import ROOT, check, environment
+from tests.migrations.actions import ROOT, check, environment, execute
 from tests.migrations.catalog import difference, of_postgres, of_sqlite
-from tests.programs import Python
+from tests.programs import FORKED, Python
 
 UPGRADES = ["upgrade"] * 10
 MIXED = ["upgrade", "create"] * 5
+
+
+def complaints(printed: str) -> list[str]:
+    """What a crowd printed, but for the steps its upgrades took and that they waited for each other."""
+    said = ("upgrade ", "building index ", "another upgrade of this database is at work", "create_tables: LockNotAvail")
+    return [line for line in printed.splitlines() if not line.startswith(said)]
 
 
 @pytest.mark.parametrize("actions", [UPGRADES, MIXED], ids=["upgrade", "upgrade and create"])
@@ -27,7 +35,7 @@ def test_ten_processes_set_up_one_postgres_schema(
     """Ten processes at once all succeed, and make one schema."""
     crowd = python("-m", "tests.migrations.crowd", empty, *actions, cwd=ROOT, env=environment())
 
-    assert (crowd.returncode, crowd.stdout, crowd.stderr) == (0, "", "")
+    assert (crowd.returncode, crowd.stdout, complaints(crowd.stderr)) == (0, "", [])
     assert difference(asyncio.run(of_postgres(empty)), asyncio.run(of_postgres(postgres_url))) == {}
 
 
@@ -36,8 +44,29 @@ def test_ten_processes_set_up_one_sqlite_file(python: Python, tmp_path: Path, sq
     path = tmp_path / "new.db"
     crowd = python("-m", "tests.migrations.crowd", f"sqlite:///{path}", *MIXED, cwd=ROOT, env=environment())
 
-    assert (crowd.returncode, crowd.stdout, crowd.stderr) == (0, "", "")
+    assert (crowd.returncode, crowd.stdout, complaints(crowd.stderr)) == (0, "", [])
     assert difference(of_sqlite(path), of_sqlite(sqlite_template)) == {}
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("kind", ["plain", "tracking"])
+async def test_upgrades_at_once_through_a_pooler(
+    empty: str, postgres_url: str, pgbouncer: Callable[[str], PgBouncer], kind: str, driver: str
+) -> None:
+    """Behind PgBouncer in transaction mode too, one upgrades while the others wait, and nothing is left held there."""
+    bouncer = pgbouncer(kind)
+    pooled = make_url(bouncer.url(str(make_url(empty).database), f"postgresql+{driver}"))
+    url = pooled if bouncer.tracks_statements else pooled.update_query_dict({"pgbouncer": "true"})
+    here = url.render_as_string(hide_password=False)
+    processes = [FORKED.Process(target=upgrade, args=(here,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        await asyncio.to_thread(process.join)
+
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert difference(await of_postgres(empty), await of_postgres(postgres_url)) == {}
+    assert await execute(empty, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
 
 
 @pytest.fixture(params=["sqlite", "asyncpg", "psycopg"])

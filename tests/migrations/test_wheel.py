@@ -132,5 +132,6 @@ def test_the_wheel_migrates_and_stores_without_the_repository(elsewhere: Path, e
     upgraded = run(*isolated, *MIGRATIONS, "upgrade", "head", cwd=tmp_path, AGENTS_PG_URL=empty)
     used = run(*isolated, "-W", "error", "-c", SCRIPT, *urls, cwd=tmp_path)
 
-    assert (upgraded.returncode, upgraded.stderr) == (0, "")
+    assert upgraded.returncode == 0, upgraded.stderr
+    assert upgraded.stderr.startswith("upgrade  -> 0001, ")
     assert used.stdout == f"{newest_revision()} [{{'role': 'user', 'content': 'hello'}}]\n" * 2, used.stderr

@@ -19,6 +19,8 @@ PUBLIC = [
     "InvalidItem",
     "PGSession",
     "Page",
+    "PoolUse",
+    "Purged",
     "Run",
     "SchemaOutdated",
     "SessionClosed",

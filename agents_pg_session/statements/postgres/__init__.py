@@ -7,6 +7,7 @@ Every part of a statement names the session's key, so it routes to one shard of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from agents_pg_session.reports import Note
 from agents_pg_session.statements import Command, Key, Snapshotted, Step, Subject, Write, clause, quoted_prefix, steps
 from agents_pg_session.statements.postgres import changes, history, items
 from agents_pg_session.statements.postgres.append import append_sql
-from agents_pg_session.statements.postgres.locks import FENCE, FENCE_LENGTH, LOCK
+from agents_pg_session.statements.postgres.locks import FENCE, FENCE_LENGTH, LOCK, LOCK_OR_ERASE
 from agents_pg_session.statements.values import (
     append_values,
     batch_values,
@@ -41,7 +42,13 @@ class PostgresStatements:
 
     def append(self, key: Key, entry: Entry, *, patient: bool = False) -> Write:
         return self._write(
-            "append", key, append_sql(entry), lambda: append_values(entry), outcome=items.APPENDED, patient=patient
+            "append",
+            key,
+            append_sql(entry),
+            lambda: append_values(entry),
+            outcome=items.APPENDED,
+            patient=patient,
+            opens=True,
         )
 
     def latest(self, key: Key, limit: int | None) -> Command:
@@ -80,13 +87,19 @@ class PostgresStatements:
             "restore", key, history.RESTORE, lambda: {"version": version}, outcome=outcome, patient=patient
         )
 
-    def fork(self, key: Key, source_id: str, before_turn: int | None, labels: Labels) -> Write:
+    def fork(
+        self, key: Key, source_id: str, before_turn: int | None, labels: Labels, *, patient: bool = False
+    ) -> Write:
         values = {**label_values(labels), "source_id": source_id, "before_turn": before_turn}
-        return self._write("fork", key, history.FORK, lambda: values, outcome=history.FORKED)
+        return self._write(
+            "fork", key, history.FORK, lambda: values, outcome=history.FORKED, patient=patient, opens=True
+        )
 
     def save(self, key: Key, snapshot: Snapshotted, labels: Labels, *, patient: bool = False) -> Write:
         values = {**snapshot_values(snapshot, labels), **note_values(snapshot.notes)}
-        return self._write("save", key, changes.SAVE, lambda: values, outcome=items.HAPPENED, patient=patient)
+        return self._write(
+            "save", key, changes.SAVE, lambda: values, outcome=items.HAPPENED, patient=patient, opens=True
+        )
 
     def claim(self, key: Key, kind: str, claim_id: str, seconds: float, *, patient: bool = False) -> Write:
         values = {"kind": kind, "claim_id": claim_id, "seconds": seconds}
@@ -95,9 +108,11 @@ class PostgresStatements:
     def unclaim(self, key: Key, kind: str, claim_id: str) -> Write:
         return self._write("unclaim", key, changes.UNCLAIM, lambda: {"kind": kind, "claim_id": claim_id})
 
-    def lease(self, key: Key, lease_id: str, seconds: float, labels: Labels) -> Write:
+    def lease(self, key: Key, lease_id: str, seconds: float, labels: Labels, *, patient: bool = False) -> Write:
         values = {**label_values(labels), "lease_id": lease_id, "seconds": seconds}
-        return self._write("lease", key, changes.LEASE, lambda: values, outcome=changes.LEASED)
+        return self._write(
+            "lease", key, changes.LEASE, lambda: values, outcome=changes.LEASED, patient=patient, opens=True
+        )
 
     def renew(self, key: Key, lease_id: str, seconds: float) -> Write:
         return self._write("renew", key, changes.RENEW, lambda: {"lease_id": lease_id, "seconds": seconds})
@@ -107,10 +122,19 @@ class PostgresStatements:
 
     def record(self, key: Key, note: Note, labels: Labels, *, patient: bool = False) -> Write:
         values = record_values(note, labels)
-        return self._write("record", key, changes.RECORD, lambda: values, outcome=changes.RECORDED, patient=patient)
+        return self._write(
+            "record", key, changes.RECORD, lambda: values, outcome=changes.RECORDED, patient=patient, opens=True
+        )
 
     def end(self, key: Key, status: str, *, patient: bool = False) -> Write:
         return self._write("end", key, changes.END, lambda: {"status": status}, outcome=items.HAPPENED, patient=patient)
+
+    def expire(self, key: Key, end: timedelta | datetime | None, *, patient: bool = False) -> Write:
+        values = {
+            "seconds": end.total_seconds() if isinstance(end, timedelta) else None,
+            "moment": end.isoformat() if isinstance(end, datetime) else None,
+        }
+        return self._write("expire", key, changes.EXPIRE, lambda: values, outcome=items.HAPPENED, patient=patient)
 
     def delete(self, key: Key, created_at: object) -> Write:
         return self._write("delete", key, changes.DELETE, lambda: {"created_at": created_at})
@@ -127,10 +151,15 @@ class PostgresStatements:
         *,
         outcome: str | None = None,
         patient: bool = False,
+        opens: bool = False,
     ) -> Write:
-        """Return one statement as a write; without an *outcome* to ask for it may safely happen twice."""
+        """Return one statement as a write; without an *outcome* to ask for it may safely happen twice.
+
+        One that *opens* a session begins it anew where it has expired.
+        """
         subject = Subject(verb, key, writes=True)
-        clauses = (self._sql(LOCK), self._sql(sql)) if patient else (self._sql(sql),)
+        lock = LOCK_OR_ERASE if opens else LOCK
+        clauses = (self._sql(lock), self._sql(sql)) if patient else (self._sql(sql),)
 
         def attempt(operation_id: str) -> Command:
             bound = {**values(), **key._asdict(), "operation_id": operation_id}

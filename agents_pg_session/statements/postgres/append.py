@@ -2,8 +2,8 @@
 
 The session's row first: the upsert creates or locks it, hands out positions, the turn and event ids, and advances the
 counters. Everything else inserts at what it returned. A try that is fenced, a guard that does not hold, or (where
-outputs must find their calls) a snapshot older than the lock: then the first part touches nothing, and so does the
-rest.
+outputs must find their calls) a snapshot older than the lock, or a session that has expired and makes way first: then
+the first part touches nothing, and so does the rest.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ _SESSION = """session AS (
     INSERT INTO {schema}sessions AS s (
         tenant_id, session_id, agent, user_id, metadata, status, last_position, last_event_id,
         item_count, message_count, turn_count, tool_run_count, tool_error_count, input_tokens, output_tokens,
-        created_at, updated_at, active_at)
+        created_at, updated_at, active_at, expires_at)
     SELECT :tenant_id, :session_id, coalesce(CAST(:agent AS text), CAST(:run_agent AS text)), CAST(:user_id AS text),
            coalesce(CAST(CAST(:metadata AS text) AS jsonb), '{}'), coalesce(CAST(:status AS text), 'active'),
            CAST(:count AS bigint), CAST(:events AS bigint),
            CAST(:count AS bigint), CAST(:messages AS bigint), CAST(:turns AS bigint), CAST(:tool_runs AS bigint),
            CAST(:tool_errors_count AS bigint), CAST(:input_tokens AS bigint), CAST(:output_tokens AS bigint),
-           now(), now(), now(){condition_where_absent}
+           now(), now(), now(),
+           now() + make_interval(secs => CAST(:expires_after AS double precision)){condition_where_absent}
     ON CONFLICT (tenant_id, session_id) DO UPDATE SET
         agent = coalesce(CAST(:agent AS text), CAST(:run_agent AS text), s.agent),
         user_id = coalesce(excluded.user_id, s.user_id),
@@ -60,8 +61,10 @@ _SESSION = """session AS (
         input_tokens = s.input_tokens + excluded.input_tokens,
         output_tokens = s.output_tokens + excluded.output_tokens,
         updated_at = excluded.updated_at,
-        active_at = CASE WHEN excluded.turn_count > 0 THEN excluded.active_at ELSE s.active_at END
-    WHERE NOT CAST(:operation_id AS uuid) = ANY (s.fenced_ids){conditions}
+        active_at = CASE WHEN excluded.turn_count > 0 THEN excluded.active_at ELSE s.active_at END,
+        expires_at = coalesce(excluded.expires_at, s.expires_at)
+    WHERE NOT CAST(:operation_id AS uuid) = ANY (s.fenced_ids)
+      AND (s.expires_at IS NULL OR s.expires_at > excluded.updated_at){conditions}
     RETURNING s.last_position, s.item_count, s.turn_count,
               s.last_position - CAST(:count AS bigint) AS position, s.turn_count - CAST(:turns AS bigint) AS turn,
               s.last_event_id - CAST(:events AS bigint) AS event_id

@@ -9,6 +9,7 @@ __all__ = [
     "CLAIMED",
     "DELETE",
     "END",
+    "EXPIRE",
     "LEASE",
     "LEASED",
     "RECORD",
@@ -25,7 +26,7 @@ SELECT EXISTS (SELECT FROM session) AS fresh, (SELECT CAST(payload AS text) FROM
  WHERE CAST(:expected_position AS bigint) IS NULL OR EXISTS (SELECT FROM session)
     OR EXISTS (SELECT FROM seen
                 WHERE (last_position, item_count)
-                    = (CAST(:expected_position AS bigint), CAST(:expected_count AS bigint)))
+                    = (CAST(:expected_position AS bigint), CAST(:expected_count AS bigint)) OR expired)
 """
 
 # Write an event of the caller's own kind.
@@ -153,18 +154,30 @@ SELECT true AS fresh FROM locked
 """
 )
 
-# Take the lease of a session, if nobody holds it or its holder let it expire; the holder itself may take it again.
+# Take the lease of a session, if nobody holds it or its holder let it run out; the holder itself may take it again. No
+# row: it is held. Not fresh: the session has expired, and makes way first.
 LEASE = """
-INSERT INTO {schema}sessions AS s (
-    tenant_id, session_id, agent, user_id, metadata, created_at, updated_at, active_at, lease_id, lease_until)
-VALUES (:tenant_id, :session_id, CAST(:agent AS text), CAST(:user_id AS text),
-        coalesce(CAST(CAST(:metadata AS text) AS jsonb), '{}'), now(), now(), now(),
-        CAST(:lease_id AS uuid), now() + make_interval(secs => CAST(:seconds AS double precision)))
-ON CONFLICT (tenant_id, session_id) DO UPDATE SET
-    lease_id = excluded.lease_id, lease_until = excluded.lease_until
-WHERE NOT CAST(:operation_id AS uuid) = ANY (s.fenced_ids)
-  AND (s.lease_id IS NULL OR s.lease_until < excluded.updated_at OR s.lease_id = excluded.lease_id)
-RETURNING true AS fresh
+WITH taken AS (
+    INSERT INTO {schema}sessions AS s (
+        tenant_id, session_id, agent, user_id, metadata, created_at, updated_at, active_at, lease_id, lease_until)
+    VALUES (:tenant_id, :session_id, CAST(:agent AS text), CAST(:user_id AS text),
+            coalesce(CAST(CAST(:metadata AS text) AS jsonb), '{}'), now(), now(), now(),
+            CAST(:lease_id AS uuid), now() + make_interval(secs => CAST(:seconds AS double precision)))
+    ON CONFLICT (tenant_id, session_id) DO UPDATE SET
+        lease_id = excluded.lease_id, lease_until = excluded.lease_until
+    WHERE NOT CAST(:operation_id AS uuid) = ANY (s.fenced_ids)
+      AND (s.lease_id IS NULL OR s.lease_until < excluded.updated_at OR s.lease_id = excluded.lease_id)
+      AND (s.expires_at IS NULL OR s.expires_at > excluded.updated_at)
+    RETURNING true AS fresh
+), locked AS (
+    -- As it is by now, which the snapshot need not show.
+    SELECT expires_at <= now() AS expired FROM {schema}sessions
+     WHERE tenant_id = :tenant_id AND session_id = :session_id AND NOT EXISTS (SELECT FROM taken)
+       FOR UPDATE
+)
+SELECT fresh FROM taken
+UNION ALL
+SELECT false FROM locked WHERE expired
 """
 
 # Was the lease taken after all?
@@ -184,6 +197,7 @@ RENEW = """
 UPDATE {schema}sessions
    SET lease_until = now() + make_interval(secs => CAST(:seconds AS double precision))
  WHERE tenant_id = :tenant_id AND session_id = :session_id AND lease_id = CAST(:lease_id AS uuid)
+   AND (expires_at IS NULL OR expires_at > now())
 RETURNING true AS fresh
 """
 
@@ -207,6 +221,28 @@ END = (
     INSERT INTO {schema}events (tenant_id, session_id, event_id, kind, operation_id, created_at, payload)
     SELECT :tenant_id, :session_id, session.last_event_id, 'session_ended', CAST(:operation_id AS uuid), now(),
            json_build_object('status', CAST(:status AS text))
+      FROM session
+    RETURNING payload
+)
+SELECT true AS fresh, (SELECT CAST(payload AS text) FROM event) AS payload FROM locked
+"""
+)
+
+# Set, move or lift the session's end, and say so: so many seconds from now, or at a moment, or (neither) never.
+EXPIRE = (
+    LOCKED
+    + """, session AS (
+    UPDATE {schema}sessions AS s
+       SET expires_at = coalesce(now() + make_interval(secs => CAST(:seconds AS double precision)),
+                                 CAST(CAST(:moment AS text) AS timestamptz)),
+           updated_at = now(), last_event_id = s.last_event_id + 1
+      FROM locked
+     WHERE s.tenant_id = :tenant_id AND s.session_id = :session_id
+    RETURNING s.last_event_id, s.expires_at
+), event AS (
+    INSERT INTO {schema}events (tenant_id, session_id, event_id, kind, operation_id, created_at, payload)
+    SELECT :tenant_id, :session_id, session.last_event_id, 'expiry_set', CAST(:operation_id AS uuid), now(),
+           json_build_object('expires_at', session.expires_at)
       FROM session
     RETURNING payload
 )

@@ -171,11 +171,12 @@ SELECT EXISTS (SELECT FROM fresh) AS fresh, (SELECT CAST(payload AS text) FROM e
 )
 
 # Copy a session up to a turn into another that is not there yet. The source is read in one snapshot and not locked. The
-# copy keeps the positions; what its source has spent (runs, tokens) stays with the source.
+# copy keeps the positions, and its source's end unless told another; what its source has spent (runs, tokens) stays
+# with the source.
 FORK = """
 WITH source AS (
-    SELECT agent, user_id, metadata, cleared_through FROM {schema}sessions
-     WHERE tenant_id = :tenant_id AND session_id = :source_id
+    SELECT agent, user_id, metadata, cleared_through, expires_at FROM {schema}sessions
+     WHERE tenant_id = :tenant_id AND session_id = :source_id AND (expires_at IS NULL OR expires_at > now())
 ), copied AS (
     SELECT * FROM {schema}items
      WHERE tenant_id = :tenant_id AND session_id = :source_id
@@ -196,13 +197,14 @@ WITH source AS (
     INSERT INTO {schema}sessions AS s (
         tenant_id, session_id, agent, user_id, metadata, last_position, last_event_id, item_count, message_count,
         turn_count, tool_run_count, tool_error_count, forked_from, forked_through, forked_at, cleared_through,
-        created_at, updated_at, active_at)
+        created_at, updated_at, active_at, expires_at)
     SELECT :tenant_id, :session_id, coalesce(CAST(:agent AS text), source.agent),
            coalesce(CAST(:user_id AS text), source.user_id),
            coalesce(CAST(CAST(:metadata AS text) AS jsonb), source.metadata),
            reach.position, 1, reach.items, reach.messages, reach.turns,
            (SELECT count(*) FROM called), (SELECT count(*) FROM called WHERE status = 'failed' AND answered),
-           CAST(:source_id AS text), reach.position, now(), source.cleared_through, now(), now(), now()
+           CAST(:source_id AS text), reach.position, now(), source.cleared_through, now(), now(), now(),
+           coalesce(now() + make_interval(secs => CAST(:expires_after AS double precision)), source.expires_at)
       FROM source, reach
     ON CONFLICT (tenant_id, session_id) DO UPDATE SET
         agent = excluded.agent, user_id = excluded.user_id, metadata = excluded.metadata,
@@ -210,7 +212,7 @@ WITH source AS (
         message_count = excluded.message_count, turn_count = excluded.turn_count,
         tool_run_count = excluded.tool_run_count, tool_error_count = excluded.tool_error_count,
         forked_from = excluded.forked_from, forked_through = excluded.forked_through, forked_at = excluded.forked_at,
-        cleared_through = excluded.cleared_through,
+        cleared_through = excluded.cleared_through, expires_at = excluded.expires_at,
         updated_at = excluded.updated_at, active_at = excluded.active_at
     -- Only the row that a fence leaves behind where no session is may be taken over.
     WHERE NOT CAST(:operation_id AS uuid) = ANY (s.fenced_ids) AND s.last_position = 0 AND s.last_event_id = 0
@@ -244,8 +246,15 @@ WITH source AS (
                              'before_turn', CAST(:before_turn AS bigint))
       FROM session
     RETURNING payload
+), locked AS (
+    -- Who has that id by now, which the snapshot need not show: one that has expired makes way first.
+    SELECT expires_at <= now() AS expired FROM {schema}sessions
+     WHERE tenant_id = :tenant_id AND session_id = :session_id
+       AND EXISTS (SELECT FROM source) AND NOT EXISTS (SELECT FROM session)
+       FOR UPDATE
 )
-SELECT true AS fresh, EXISTS (SELECT FROM source) AS found, EXISTS (SELECT FROM session) AS created
+SELECT NOT EXISTS (SELECT FROM locked WHERE expired) AS fresh,
+       EXISTS (SELECT FROM source) AS found, EXISTS (SELECT FROM session) AS created
 """
 
 # Did the fork with this id take effect?

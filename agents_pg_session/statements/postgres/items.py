@@ -6,11 +6,14 @@ from agents_pg_session.statements.postgres.locks import LOCKED, TOLD
 
 __all__ = ["APPENDED", "CLEAR", "EVERYTHING", "EXTENT", "HAPPENED", "LATEST", "POP", "SINCE_SUMMARY"]
 
-# The newest items of one session, newest first. The primary key answers it alone: no sort, no second index.
+# The newest items of one session, newest first. The primary key answers it alone: no sort, no second index. Whether the
+# session has expired is asked once, before the first item.
 LATEST = """
 SELECT position, turn, CAST(item AS text) AS item
   FROM {schema}items
  WHERE tenant_id = :tenant_id AND session_id = :session_id
+   AND NOT EXISTS (SELECT FROM {schema}sessions
+                    WHERE tenant_id = :tenant_id AND session_id = :session_id AND expires_at <= now())
  ORDER BY position DESC
  LIMIT :limit
 """
@@ -20,41 +23,47 @@ EVERYTHING = """
 SELECT position, turn, CAST(item AS text) AS item
   FROM {schema}items
  WHERE tenant_id = :tenant_id AND session_id = :session_id
+   AND NOT EXISTS (SELECT FROM {schema}sessions
+                    WHERE tenant_id = :tenant_id AND session_id = :session_id AND expires_at <= now())
  ORDER BY position DESC
 """
 
 # The newest items, and how far the session had come at that same moment: for a handle that wants to know of others.
+# Without a session that is there, also if it has expired, there are no items.
 EXTENT = """
 SELECT s.last_position, s.item_count, i.position, i.turn, i.item
   FROM (SELECT 1) AS always
   LEFT JOIN (SELECT last_position, item_count FROM {schema}sessions
-              WHERE tenant_id = :tenant_id AND session_id = :session_id) AS s ON true
+              WHERE tenant_id = :tenant_id AND session_id = :session_id
+                AND (expires_at IS NULL OR expires_at > now())) AS s ON true
   LEFT JOIN (SELECT position, turn, CAST(item AS text) AS item FROM {schema}items
               WHERE tenant_id = :tenant_id AND session_id = :session_id
               ORDER BY position DESC
-              LIMIT CAST(:limit AS bigint)) AS i ON true
+              LIMIT CAST(:limit AS bigint)) AS i ON s.last_position IS NOT NULL
  ORDER BY i.position DESC
 """
 
 # The newest summary, and every item after what it has seen, newest first. A clear ends what was said before it, so a
 # summary of that is over too.
 SINCE_SUMMARY = """
-WITH summary AS (
+WITH session AS (
+    SELECT last_position, item_count, coalesce(cleared_through, -1) AS cleared_through FROM {schema}sessions
+     WHERE tenant_id = :tenant_id AND session_id = :session_id AND (expires_at IS NULL OR expires_at > now())
+), summary AS (
     SELECT version, through_position, CAST(content AS text) AS content FROM {schema}snapshots
      WHERE tenant_id = :tenant_id AND session_id = :session_id AND kind = :kind
-       AND through_position > coalesce((SELECT cleared_through FROM {schema}sessions
-                                         WHERE tenant_id = :tenant_id AND session_id = :session_id), -1)
+       AND through_position > (SELECT cleared_through FROM session)
      ORDER BY version DESC LIMIT 1
 )
 SELECT s.last_position, s.item_count, summary.version, summary.through_position, summary.content,
        i.position, i.turn, i.item
   FROM (SELECT 1) AS always
-  LEFT JOIN (SELECT last_position, item_count FROM {schema}sessions
-              WHERE tenant_id = :tenant_id AND session_id = :session_id) AS s ON true
+  LEFT JOIN session AS s ON true
   LEFT JOIN summary ON true
   LEFT JOIN (SELECT position, turn, CAST(item AS text) AS item FROM {schema}items
               WHERE tenant_id = :tenant_id AND session_id = :session_id
-                AND position > coalesce((SELECT through_position FROM summary), 0)) AS i ON true
+                AND position > coalesce((SELECT through_position FROM summary), 0)
+                AND EXISTS (SELECT FROM session)) AS i ON true
  ORDER BY i.position DESC
 """
 

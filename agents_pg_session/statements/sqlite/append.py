@@ -12,7 +12,7 @@ from agents_pg_session.entries import Answer, Entry, ToolRunRow
 from agents_pg_session.projection import Batch
 from agents_pg_session.reports import Note, RunReport
 from agents_pg_session.statements import Step, clause
-from agents_pg_session.statements.sqlite.words import NOW, before, shifted
+from agents_pg_session.statements.sqlite.words import ALIVE, ERASE, NOW, after, before, shifted
 from agents_pg_session.statements.values import ago, run_values, session_values
 
 __all__ = ["APPEND_ITEM", "append_steps", "item_values", "note_steps"]
@@ -42,11 +42,11 @@ _SESSION = f"""
 INSERT INTO sessions AS s (
     tenant_id, session_id, agent, user_id, metadata, status, last_position, last_event_id,
     item_count, message_count, turn_count, tool_run_count, tool_error_count, input_tokens, output_tokens,
-    created_at, updated_at, active_at)
+    created_at, updated_at, active_at, expires_at)
 SELECT :tenant_id, :session_id, coalesce(:agent, :run_agent), :user_id, coalesce(:metadata, '{{}}'),
        coalesce(:status, 'active'), :count, :events,
        :count, :messages, :turns, :tool_runs, {{tool_errors}}, :input_tokens, :output_tokens,
-       {NOW}, {NOW}, {NOW}
+       {NOW}, {NOW}, {NOW}, {shifted(":expires_in")}
  WHERE {{condition_where_absent}}
 ON CONFLICT (tenant_id, session_id) DO UPDATE SET
     agent = coalesce(excluded.agent, s.agent),
@@ -65,8 +65,9 @@ ON CONFLICT (tenant_id, session_id) DO UPDATE SET
     input_tokens = s.input_tokens + excluded.input_tokens,
     output_tokens = s.output_tokens + excluded.output_tokens,
     updated_at = excluded.updated_at,
-    active_at = CASE WHEN excluded.turn_count > 0 THEN excluded.active_at ELSE s.active_at END
-WHERE {{conditions}}
+    active_at = CASE WHEN excluded.turn_count > 0 THEN excluded.active_at ELSE s.active_at END,
+    expires_at = coalesce(excluded.expires_at, s.expires_at)
+WHERE {ALIVE.replace("expires_at", "s.expires_at")} AND {{conditions}}
 RETURNING last_position
 """
 
@@ -153,13 +154,16 @@ SELECT last_position - :count AS position, last_position, item_count FROM sessio
 """
 
 
-def append_steps(bound: Values, entry: Entry) -> Iterator[Step]:
+def append_steps(bound: Values, entry: Entry, *, erase: bool) -> Iterator[Step]:
     """Yield the steps for an entry: the session's, and one for each kind of row it brings; ages are taken now.
 
-    *bound* is the key and the operation's id. Outputs find their calls before this append brings any.
+    *bound* is the key and the operation's id. Outputs find their calls before this append brings any. Told to *erase*
+    what has expired, it does so first; it answers no row where it was not told and should have been.
     """
     now = monotonic()
-    values = {**session_values(entry), **bound}
+    values = {**session_values(entry), **bound, "expires_in": after(entry.labels.expires_after)}
+    if erase:
+        yield from (Step(clause(sql), values) for sql in ERASE)
     if entry.answers:
         values["answers"] = _answers(entry.answers, now)
     yield Step(clause(_session_sql(entry.conditional, bool(entry.answers))), values, decisive=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from agents_pg_session.statements.sqlite.words import HAPPENING, NOW, TOLD, moment, shifted
+from agents_pg_session.statements.sqlite.words import ALIVE, HAPPENING, NOW, TOLD, moment, shifted
 
-__all__ = ["CLAIM", "DELETE", "END", "LEASE", "RECORD", "RELEASE", "RENEW", "SAVED", "SNAPSHOT", "UNCLAIM"]
+__all__ = ["CLAIM", "DELETE", "END", "EXPIRE", "LEASE", "RECORD", "RELEASE", "RENEW", "SAVED", "SNAPSHOT", "UNCLAIM"]
 
 # Write an event of the caller's own kind, after the session's row has made room for it.
 _RECORD_EVENT = f"""
@@ -144,7 +144,7 @@ RETURNING 1 AS fresh
 RENEW = (
     f"""
 UPDATE sessions SET lease_until = {shifted(":until")}
- WHERE tenant_id = :tenant_id AND session_id = :session_id AND lease_id = :lease_id
+ WHERE tenant_id = :tenant_id AND session_id = :session_id AND lease_id = :lease_id AND {ALIVE}
 RETURNING 1 AS fresh
 """,
 )
@@ -175,6 +175,25 @@ SELECT s.tenant_id, s.session_id, s.last_event_id, 'session_ended', :operation_i
 """
 
 END = (_END, _END_EVENT, TOLD)
+
+# Set, move or lift its end: so long from now, or at a moment, or (neither) never.
+_EXPIRE = f"""
+UPDATE sessions
+   SET expires_at = coalesce({shifted(":in")}, {moment(":moment")}), updated_at = {NOW},
+       last_event_id = last_event_id + 1
+ WHERE tenant_id = :tenant_id AND session_id = :session_id
+"""
+
+# Say so.
+_EXPIRE_EVENT = f"""
+INSERT INTO events (tenant_id, session_id, event_id, kind, operation_id, created_at, payload)
+SELECT s.tenant_id, s.session_id, s.last_event_id, 'expiry_set', :operation_id, {NOW},
+       json_object('expires_at', s.expires_at)
+  FROM sessions s
+ WHERE s.tenant_id = :tenant_id AND s.session_id = :session_id
+"""
+
+EXPIRE = (_EXPIRE, _EXPIRE_EVENT, TOLD)
 
 # Only the session that was there when the caller asked.
 _ASKED_FOR = f"tenant_id = :tenant_id AND session_id = :session_id AND {moment('created_at')} = {moment(':created_at')}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agents_pg_session.statements.sqlite.words import HAPPENS, NOW
+from agents_pg_session.statements.sqlite.words import ALIVE, HAPPENS, NOW, shifted
 
 __all__ = ["FORK"]
 
@@ -10,7 +10,7 @@ __all__ = ["FORK"]
 _FORK_OPEN = f"""
 INSERT INTO sessions (tenant_id, session_id, created_at, updated_at, active_at)
 SELECT :tenant_id, :session_id, {NOW}, {NOW}, {NOW}
-  FROM sessions WHERE tenant_id = :tenant_id AND session_id = :source_id
+  FROM sessions WHERE tenant_id = :tenant_id AND session_id = :source_id AND {ALIVE}
 ON CONFLICT (tenant_id, session_id) DO NOTHING
 """
 
@@ -39,7 +39,7 @@ SELECT s.tenant_id, s.session_id, 1, 'session_forked', :operation_id, {NOW},
        json_object('from', :source_id, 'through_position', reach.position, 'before_turn', :before_turn)
   FROM sessions s, reach
  WHERE s.tenant_id = :tenant_id AND s.session_id = :session_id AND s.last_position = 0 AND s.last_event_id = 0
-   AND EXISTS (SELECT 1 FROM sessions WHERE tenant_id = :tenant_id AND session_id = :source_id)
+   AND EXISTS (SELECT 1 FROM sessions WHERE tenant_id = :tenant_id AND session_id = :source_id AND {ALIVE})
 """
 )
 
@@ -53,6 +53,7 @@ UPDATE sessions AS s
        last_position = reach.position, last_event_id = 1, item_count = reach.items, message_count = reach.messages,
        turn_count = reach.turns, tool_run_count = (SELECT count(*) FROM called),
        tool_error_count = (SELECT count(*) FROM called WHERE status = 'failed' AND answered),
+       expires_at = coalesce({shifted(":expires_in")}, source.expires_at),
        forked_from = :source_id, forked_through = reach.position, forked_at = {NOW},
        updated_at = {NOW}, active_at = {NOW}
   FROM sessions source, reach, events e
@@ -104,7 +105,8 @@ SELECT :tenant_id, :session_id, n.kind, n.version, n.through_position, n.label, 
 # The answer: one row in any case.
 _FORKED = f"""
 SELECT 1 AS fresh,
-       EXISTS (SELECT 1 FROM sessions WHERE tenant_id = :tenant_id AND session_id = :source_id) AS found,
+       {HAPPENS} OR EXISTS (SELECT 1 FROM sessions
+                            WHERE tenant_id = :tenant_id AND session_id = :source_id AND {ALIVE}) AS found,
        {HAPPENS} AS created
 """
 

@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
-from agents_pg_session.statements.sqlite.words import APPEND_IDS, ITEM_JSON, NOW, TOLD
+from agents_pg_session.statements.sqlite.words import ALIVE, APPEND_IDS, ITEM_JSON, NOT_EXPIRED, NOW, TOLD
 
 __all__ = ["CLEAR", "EXTENT", "LATEST", "POP", "SINCE_SUMMARY"]
 
 # The newest items of one session, newest first; -1 is SQLite's word for no limit.
-LATEST = """
+LATEST = f"""
 SELECT position, turn, CAST(item AS text) AS item
   FROM items
  WHERE tenant_id = :tenant_id AND session_id = :session_id
+   AND {NOT_EXPIRED}
  ORDER BY position DESC
  LIMIT :limit
 """
 
 # The newest items, and how far the session had come at that same moment: for a handle that wants to know of others.
-EXTENT = """
+# Without a session that is there, also if it has expired, there are no items.
+EXTENT = f"""
 SELECT s.last_position, s.item_count, i.position, i.turn, i.item
   FROM (SELECT 1) AS always
   LEFT JOIN (SELECT last_position, item_count FROM sessions
-              WHERE tenant_id = :tenant_id AND session_id = :session_id) AS s ON true
+              WHERE tenant_id = :tenant_id AND session_id = :session_id AND {ALIVE}) AS s ON true
   LEFT JOIN (SELECT position, turn, CAST(item AS text) AS item FROM items
               WHERE tenant_id = :tenant_id AND session_id = :session_id
               ORDER BY position DESC
-              LIMIT :limit) AS i ON true
+              LIMIT :limit) AS i ON s.last_position IS NOT NULL
  ORDER BY i.position DESC
 """
 
 # The newest summary, and every item after what it has seen, newest first.
-SINCE_SUMMARY = """
-WITH summary AS (
+SINCE_SUMMARY = f"""
+WITH session AS (
+    SELECT last_position, item_count, coalesce(cleared_through, -1) AS cleared_through FROM sessions
+     WHERE tenant_id = :tenant_id AND session_id = :session_id AND {ALIVE}
+), summary AS (
     SELECT version, through_position, CAST(content AS text) AS content FROM snapshots
      WHERE tenant_id = :tenant_id AND session_id = :session_id AND kind = :kind
-       AND through_position > coalesce((SELECT cleared_through FROM sessions
-                                         WHERE tenant_id = :tenant_id AND session_id = :session_id), -1)
+       AND through_position > (SELECT cleared_through FROM session)
      ORDER BY version DESC LIMIT 1
 )
 SELECT s.last_position, s.item_count, summary.version, summary.through_position, summary.content,
        i.position, i.turn, i.item
   FROM (SELECT 1) AS always
-  LEFT JOIN (SELECT last_position, item_count FROM sessions
-              WHERE tenant_id = :tenant_id AND session_id = :session_id) AS s ON true
+  LEFT JOIN session AS s ON true
   LEFT JOIN summary ON true
   LEFT JOIN (SELECT position, turn, CAST(item AS text) AS item FROM items
               WHERE tenant_id = :tenant_id AND session_id = :session_id
-                AND position > coalesce((SELECT through_position FROM summary), 0)) AS i ON true
+                AND position > coalesce((SELECT through_position FROM summary), 0)
+                AND EXISTS (SELECT 1 FROM session)) AS i ON true
  ORDER BY i.position DESC
 """
 

@@ -8,12 +8,16 @@ only where the session's last event is the one of this call; and so does the ans
 from __future__ import annotations
 
 __all__ = [
+    "ALIVE",
     "APPEND_IDS",
+    "ERASE",
     "HAPPENING",
     "HAPPENS",
     "ITEM_JSON",
+    "NOT_EXPIRED",
     "NOW",
     "OPENED",
+    "THERE",
     "TOLD",
     "after",
     "before",
@@ -42,10 +46,41 @@ def before(seconds: float | None) -> str | None:
     return None if seconds is None else f"{-seconds:+.3f} seconds"
 
 
-def after(seconds: float) -> str:
+def after(seconds: float | None) -> str | None:
     """Return the modifier that goes forward."""
-    return f"{seconds:+.3f} seconds"
+    return None if seconds is None else f"{seconds:+.3f} seconds"
 
+
+# Of a session's row: it has not expired.
+ALIVE = f"(expires_at IS NULL OR expires_at > {NOW})"
+
+# The first step of a change to a session that has to be there: no row, and nothing after it runs, where it is not.
+THERE = f"""
+SELECT 1 FROM sessions
+ WHERE tenant_id = :tenant_id AND session_id = :session_id AND {ALIVE}
+"""
+
+# Of anything of a session: that one has not expired. Asked once.
+NOT_EXPIRED = f"""NOT EXISTS (SELECT 1 FROM sessions
+                    WHERE tenant_id = :tenant_id AND session_id = :session_id AND expires_at <= {NOW})"""
+
+# Erase the session if it has expired.
+_ERASE_SESSION = f"""
+DELETE FROM sessions WHERE tenant_id = :tenant_id AND session_id = :session_id AND expires_at <= {NOW}
+"""
+
+# Then everything about it: on an engine of the caller's, foreign keys may be off.
+_ERASE_ROWS = """
+DELETE FROM {table}
+ WHERE tenant_id = :tenant_id AND session_id = :session_id
+   AND NOT EXISTS (SELECT 1 FROM sessions WHERE tenant_id = :tenant_id AND session_id = :session_id)
+"""
+
+# The first steps of what may begin a session: one that has expired makes way.
+ERASE = (
+    _ERASE_SESSION,
+    *(_ERASE_ROWS.replace("{table}", table) for table in ("items", "tool_runs", "runs", "events", "snapshots")),
+)
 
 # The session and the event of this call, where it has taken effect.
 HAPPENING = """sessions s JOIN events e ON e.tenant_id = s.tenant_id AND e.session_id = s.session_id
@@ -65,15 +100,17 @@ SELECT 1 AS fresh,
  WHERE s.tenant_id = :tenant_id AND s.session_id = :session_id
 """
 
-# Create the session where there is none, and take its next event ids.
+# Create the session where there is none, and take its next event ids. Where only a lease was, this begins it.
 OPENED = f"""
 INSERT INTO sessions AS s (
-    tenant_id, session_id, agent, user_id, metadata, status, last_event_id, created_at, updated_at, active_at)
+    tenant_id, session_id, agent, user_id, metadata, status, last_event_id, created_at, updated_at, active_at,
+    expires_at)
 VALUES (:tenant_id, :session_id, :agent, :user_id, coalesce(:metadata, '{{}}'), coalesce(:status, 'active'), :events,
-        {NOW}, {NOW}, {NOW})
+        {NOW}, {NOW}, {NOW}, {shifted(":expires_in")})
 ON CONFLICT (tenant_id, session_id) DO UPDATE SET
     status = coalesce(:status, s.status),
-    last_event_id = s.last_event_id + excluded.last_event_id, updated_at = excluded.updated_at
+    last_event_id = s.last_event_id + excluded.last_event_id, updated_at = excluded.updated_at,
+    expires_at = CASE WHEN s.last_position + s.last_event_id = 0 THEN excluded.expires_at ELSE s.expires_at END
 WHERE :expected_position IS NULL OR (s.last_position, s.item_count) = (:expected_position, :expected_count)
 RETURNING 1
 """

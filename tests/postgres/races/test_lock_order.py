@@ -49,14 +49,17 @@ WRITES: dict[str, list[Callable[[Key], Write]]] = {
         lambda key: SQL.replace(key, project([assistant("ok")]), 0, None, patient=True),
     ],
     "restore": [lambda key: SQL.restore(key, 1), lambda key: SQL.restore(key, 1, patient=True)],
-    "fork": [lambda key: SQL.fork(key, f"{key.session_id} source", None, LABELS)],
+    "fork": [
+        lambda key: SQL.fork(key, f"{key.session_id} source", None, LABELS),
+        lambda key: SQL.fork(key, f"{key.session_id} source", None, LABELS, patient=True),
+    ],
     "save": [lambda key: SQL.save(key, SAVED, LABELS), lambda key: SQL.save(key, SAVED, LABELS, patient=True)],
     "claim": [
         lambda key: SQL.claim(key, "run_state", ID, 60),
         lambda key: SQL.claim(key, "run_state", ID, 60, patient=True),
     ],
     "unclaim": [lambda key: SQL.unclaim(key, "run_state", ID)],
-    "lease": [lambda key: SQL.lease(key, ID, 30, LABELS)],
+    "lease": [lambda key: SQL.lease(key, ID, 30, LABELS), lambda key: SQL.lease(key, ID, 30, LABELS, patient=True)],
     "renew": [lambda key: SQL.renew(key, ID, 30)],
     "release": [lambda key: SQL.release(key, ID)],
     "record": [
@@ -64,6 +67,10 @@ WRITES: dict[str, list[Callable[[Key], Write]]] = {
         lambda key: SQL.record(key, Note("note", "{}"), LABELS, patient=True),
     ],
     "end": [lambda key: SQL.end(key, "closed"), lambda key: SQL.end(key, "closed", patient=True)],
+    "expire": [
+        lambda key: SQL.expire(key, CREATED_AT),
+        lambda key: SQL.expire(key, CREATED_AT, patient=True),
+    ],
     "delete": [lambda key: SQL.delete(key, CREATED_AT)],
 }
 

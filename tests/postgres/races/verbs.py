@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -177,6 +178,8 @@ VERBS: dict[str, Verb] = {
     "record": lambda _, by: by.session.events.record("note", {"a": 1}),
     "resume": lambda _, by: by.session.resume(scripted()),
     "end": lambda _, by: by.session.end(),
+    "expire": lambda _, by: by.session.expire(datetime(2199, 1, 1, tzinfo=UTC)),
+    "expire now": lambda _, by: by.session.expire(datetime(2020, 1, 1, tzinfo=UTC)),
     "fork": lambda stage, by: by.session.fork(stage.copy_id),
     "fork in": fork_in,
     "replace": lambda _, by: by.session._atomic_replace_items([user("replaced"), assistant("ok")]),
@@ -231,6 +234,8 @@ def told(answer: object) -> object:
             return [each.call_id for each in answer.get_interruptions()]
         case Event():
             return [answer.event_id, answer.kind]
+        case datetime():
+            return answer.isoformat()
     return masked(answer)
 
 
