@@ -55,8 +55,8 @@ bench-scale: $(BENCH)/redis/ready ## ten million items, a million appends: an ho
 
 lock: $(VENV)/ready ## choose versions anew: the newest for requirements/dev.txt, the oldest for floors.txt
 	$(BIN)/python -m pip install --quiet uv
-	$(COMPILE) --upgrade --group demo --group test --group lint --group plot --output-file requirements/dev.txt
-	$(COMPILE) --upgrade --group demo --group test --extra psycopg --resolution lowest-direct --output-file requirements/floors.txt
+	$(COMPILE) --upgrade --extra cli --group demo --group test --group lint --group plot --output-file requirements/dev.txt
+	$(COMPILE) --upgrade --extra cli --extra psycopg --group demo --group test --resolution lowest-direct --output-file requirements/floors.txt
 	$(COMPILE) --upgrade --group demo --group test --group lint --group plot --group bench \
 	    --constraint requirements/dev.txt --output-file requirements/bench.txt
 

@@ -22,7 +22,7 @@ from agents_pg_session.errors import SessionClosed, SessionConflict, SessionErro
 from agents_pg_session.failures import STALE_PLAN, Verdict, cause_to_show, describe, judge, sqlstate_of
 from agents_pg_session.lines import Line
 from agents_pg_session.passages import Pace, Passage, Reach
-from agents_pg_session.patience import Budget, TimeLimit, cancellations, settled
+from agents_pg_session.patience import Budget, TimeLimit, cancellations, checked_patience, settled
 from agents_pg_session.pools import Engines, discard
 from agents_pg_session.records import PoolUse
 from agents_pg_session.retries import IN_DOUBT, Passing, failure_of, persist, unavailable
@@ -32,7 +32,6 @@ from agents_pg_session.statements.postgres import PostgresStatements
 from agents_pg_session.statements.reads import Reads
 from agents_pg_session.statements.sqlite import SQLiteStatements
 from agents_pg_session.telemetry import Told, telemetry_of
-from agents_pg_session.texts import shown
 from agents_pg_session.urls import place_of
 
 __all__ = ["COMMAND_TIMEOUT", "RETRY_FOR", "Database"]
@@ -42,9 +41,6 @@ RETRY_FOR = 15.0
 
 #: Seconds one try of a statement may take before its connection is given up and the verb tries again.
 COMMAND_TIMEOUT = 10.0
-
-#: What is longer counts as so long: thirty years.
-MAX_SECONDS = 1e9
 
 #: What another connection may do, where trying again on this one would not: the server cannot write (a standby, or a
 #: primary that was demoted), or this connection has prepared its statements over columns that have changed since.
@@ -76,8 +72,8 @@ class Database:
         self._create_tables = create_tables
         self._verify = verify
         self._closed = False
-        self._retry_for = _positive("retry_for", retry_for)
-        self._command_timeout = _positive("command_timeout", command_timeout)
+        self._retry_for = checked_patience("retry_for", retry_for)
+        self._command_timeout = checked_patience("command_timeout", command_timeout)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled, and with it every store and handle: connections do not travel."""
@@ -404,9 +400,3 @@ def _driver_connection(connection: AsyncConnection) -> Any:
     """Return the connection as its driver made it."""
     assert connection.sync_connection is not None
     return connection.sync_connection.connection.driver_connection
-
-
-def _positive(name: str, seconds: float) -> float:
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-        raise ValueError(f"{name} must be a positive number of seconds, not {shown(seconds)}")
-    return float(min(seconds, MAX_SECONDS))

@@ -8,12 +8,16 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from agents_pg_session.errors import SessionError
+from agents_pg_session.texts import shown
 from agents_pg_session.wire import hang_up
 
-__all__ = ["PARTING", "Budget", "TimeLimit", "cancellations", "settled"]
+__all__ = ["PARTING", "Budget", "TimeLimit", "cancellations", "checked_patience", "settled"]
 
 #: Seconds that a caller who is cancelled, or has failed, may still be held up to give back what it had taken.
 PARTING = 3.0
+
+#: What is longer counts as so long: thirty years.
+MAX_SECONDS = 1e9
 
 logger = logging.getLogger("agents_pg_session.cancellations")
 
@@ -96,3 +100,10 @@ async def settled(work: Awaitable[_T], budget: Budget) -> _T:
             logger.warning("what a cancelled caller had asked for failed: %s", said)  # nobody else is told
         raise cancellation
     return task.result()
+
+
+def checked_patience(name: str, seconds: float) -> float:
+    """Return a number of seconds that somebody is ready to wait, or raise `ValueError` for what is none."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise ValueError(f"{name} must be a positive number of seconds, not {shown(seconds)}")
+    return float(min(seconds, MAX_SECONDS))

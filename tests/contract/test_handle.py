@@ -387,5 +387,5 @@ async def test_an_unreachable_database_is_an_error_not_an_empty_history(new_id: 
 async def test_a_missing_schema_names_the_command(tmp_path: Path, new_id: Callable[[], str]) -> None:
     """Without tables the error says what to run."""
     async with SessionStore.open(f"sqlite:///{tmp_path / 'empty.db'}") as store:
-        with pytest.raises(SessionError, match=r"no such table.*agents_pg_session\.migrations upgrade head"):
+        with pytest.raises(SessionError, match=r"no such table.*agents-pg-session db upgrade"):
             await store.session(new_id()).add_items([user("hi")])

@@ -201,6 +201,10 @@ async def _open(scene: Scene) -> Any:
         return list(await store.sessions(tenant=scene.tenant))
 
 
+async def _pool(scene: Scene) -> Any:
+    return scene.store.pool()
+
+
 async def _shown(scene: Scene) -> Any:
     return [repr(scene.mine), scene.mine.tenant, scene.mine.session_id, scene.mine.session_settings]
 
@@ -211,6 +215,7 @@ simply("store.open", _open)
 simply("store.check", lambda scene: scene.store.check())
 simply("store.create_tables", lambda scene: scene.store.create_tables())
 simply("store.close", lambda scene: SessionStore(engine=scene.store.engine).close())
+simply("store.pool", _pool)
 simply("store.engine", _shown)
 for _member in ("session_settings", "tenant", "engine"):
     simply(_member, _shown)

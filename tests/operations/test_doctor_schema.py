@@ -18,6 +18,7 @@ from agents_pg_session import SessionStore
 from agents_pg_session.operations.doctor import Diagnosis, examine, repair, server
 from agents_pg_session.operations.doctor.findings import Finding
 from tests.items import user
+from tests.migrations.actions import create_tables
 
 #: What the server of the tests has switched off, to be faster.
 OF_THE_TESTS = {"fsync is off", "full_page_writes is off"}
@@ -106,6 +107,15 @@ async def test_a_catalog_that_somebody_changed(migrated_database: Callable[[], s
 
     assert sorted(told) == sorted(TOLD_ONLY.values())
     assert did == []
+
+
+def test_looking_leaves_the_tables_as_they_are(url: str, new_database: Callable[[], str]) -> None:
+    """Whoever creates tables after an examination, in the same process, gets them whole."""
+    asyncio.run(diagnosed(url))
+    created = new_database()
+    asyncio.run(create_tables(created))
+
+    assert said(asyncio.run(diagnosed(created)).findings) == []
 
 
 async def test_a_schema_that_is_behind_is_the_only_finding(migrated_database: Callable[[], str]) -> None:

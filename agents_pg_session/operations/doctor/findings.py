@@ -155,7 +155,7 @@ KINDS: Mapping[str, Kind] = {
         "note",
         "in {count} {session|sessions} a run is still 'running' although nothing was heard of it for long",
         "Either their process died, or they ran without hooks, so that nobody recorded their end.",
-        "nothing: pass session.hooks() or use session.recording(); docs/ops.md, question 7, tells the two apart",
+        "nothing: pass session.hooks() or use session.recording(); docs/operate.md, question 7, tells the two apart",
     ),
     "expired": Kind(
         "expired",

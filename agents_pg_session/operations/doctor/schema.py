@@ -271,7 +271,8 @@ def _column(table: Table, name: str) -> str:
 
 def _constraint(constraint: Constraint, table: Table, prefix: str) -> str | None:
     if isinstance(constraint, UniqueConstraint | PrimaryKeyConstraint | ForeignKeyConstraint | CheckConstraint):
-        added = str(AddConstraint(constraint).compile(dialect=_DIALECT))
+        # Left where it is: by default SQLAlchemy would not create its table with it any more, for the whole process.
+        added = str(AddConstraint(constraint, isolate_from_table=False).compile(dialect=_DIALECT))
         return _words(added.partition(f"CONSTRAINT {constraint.name} ")[2], prefix)
     return None
 
