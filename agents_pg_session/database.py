@@ -176,12 +176,8 @@ class Database:
         *,
         writes: bool = True,
         budget: Budget | None = None,
-        lasting: float | None = None,
     ) -> _T:
-        """Run *work* on a connection inside one transaction: for schema work, which may be repeated from its start.
-
-        *lasting* is how many seconds one try may take where it has more to do than a statement.
-        """
+        """Run *work* on a connection inside one transaction: for schema work, which may be repeated from its start."""
         subject, budget = Subject(verb, writes=writes), budget or self.budget()
 
         async def in_transaction(connection: AsyncConnection, _driver_connection: object) -> _T:
@@ -200,7 +196,7 @@ class Database:
 
         async def attempt() -> _T:
             isolation = "READ COMMITTED" if self._on_postgres else None
-            return await self._on_connection(subject, budget, in_transaction, isolation=isolation, lasting=lasting)
+            return await self._on_connection(subject, budget, in_transaction, isolation=isolation)
 
         return await settled(self._persist(attempt, budget, subject), budget)
 
@@ -309,7 +305,6 @@ class Database:
         work: Callable[[AsyncConnection, Any], Awaitable[_T]],
         *,
         isolation: str | None = None,
-        lasting: float | None = None,
         limit: TimeLimit | None = None,
     ) -> _T:
         """Take a connection, do the work on it and give it back; a connection in an unknown state is thrown away.
@@ -340,8 +335,7 @@ class Database:
                 raise ConnectionError(why)
             sent = True
             if self._on_postgres:
-                until = asyncio.get_running_loop().time() + lasting if lasting else budget.until(self._command_timeout)
-                limit.start(driver_connection, until)
+                limit.start(driver_connection, budget.until(self._command_timeout))
             result = await work(connection, driver_connection)
             usable = True
             return result

@@ -15,7 +15,7 @@ from enum import Enum, auto
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-__all__ = ["STALE_PLAN", "Verdict", "cause_to_show", "describe", "driver_error", "judge", "sqlstate_of"]
+__all__ = ["STALE_PLAN", "Verdict", "advice", "cause_to_show", "describe", "driver_error", "judge", "sqlstate_of"]
 
 
 class Verdict(Enum):
@@ -59,6 +59,13 @@ _BY_CLASS = {
     "53": Verdict.RETRY,
     # The server was told to go away. With synchronous replication it may say so after a commit.
     "57": Verdict.DOUBT,
+}
+#: What to do about it, where the server's own words do not say.
+_ADVICE = {
+    "25006": "this server is a standby, or read only: give the URL of the primary",
+    "42501": "this role may not do that: `agents-pg-session db grants` prints what each role needs",
+    "57014": "somebody cancelled it, or it took longer than the statement_timeout of this role or database: raise that "
+    "with ALTER ROLE … SET statement_timeout, or see in pg_stat_activity what it waits for",
 }
 _SQLITE_BUSY, _SQLITE_LOCKED = 5, 6
 _UNDECODABLE = "Could not decode to UTF-8"
@@ -154,6 +161,12 @@ def sqlstate_of(error: BaseException) -> str | None:
         if isinstance(code, str):
             return code
     return None
+
+
+def advice(error: BaseException) -> str:
+    """Say what to do about it, as the end of a sentence; nothing where there is nothing to add."""
+    found = _ADVICE.get(sqlstate_of(error) or "")
+    return f"; {found}" if found else ""
 
 
 def describe(error: BaseException) -> str:

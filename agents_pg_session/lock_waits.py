@@ -1,4 +1,4 @@
-"""Waiting for locks of the database: how long at most, and behind whom.
+"""What may end the work of an upgrade: its own limit for locks, and no limit that a role or a database sets.
 
 Whoever waits for a strong lock on a table stands in front of everybody who comes after, also of those who would not
 have had to wait for its holder. So an upgrade waits for its locks a short while only, lets go, and comes again.
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["Wait", "Witness", "limit_lock_waits"]
+__all__ = ["LIFT", "Wait", "Witness", "lift_limits", "limit_lock_waits"]
 
 logger = logging.getLogger("agents_pg_session.migrations")
 
@@ -27,23 +27,60 @@ _LEAST = 0.1
 _REMIND_AFTER = 30.0
 
 
+#: Lift what a role or a database sets against the statements of an application, for one transaction: an upgrade may
+#: take long, and its lock is held by a transaction that is idle on purpose. (Not every server knows all of them.)
+LIFT = """
+SELECT set_config(name, '0', true) FROM pg_settings
+ WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
+"""
+
+# The same as long as the connection lasts, for what works outside of transactions: an index that is built concurrently.
+# Not `lock_timeout`: what that ends is tried again.
+_LIFT_FOR_GOOD = """
+SELECT set_config(name, '0', false) FROM pg_settings
+ WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout',
+                'idle_session_timeout')
+"""
+
+
+def lift_limits(connection: Any, _record: object) -> None:
+    """Lift the limits of a new connection, if it is one to the server itself: for SQLAlchemy's event `connect`.
+
+    Behind a pooler the next statement may run on another connection of the server, and somebody else's on this one. The
+    process that a pooler says it is, is not the one that answers.
+    """
+    cursor = connection.cursor()
+    cursor.execute("SELECT pg_backend_pid()")
+    [answering] = cursor.fetchone()
+    driver_connection = connection.driver_connection
+    info = getattr(driver_connection, "info", None)  # psycopg's
+    if answering == (driver_connection.get_server_pid() if info is None else info.backend_pid):
+        cursor.execute(_LIFT_FOR_GOOD)
+    cursor.close()
+    connection.commit()
+
+
 def limit_lock_waits(connection: Connection, seconds: float) -> None:
     """Give each transaction of *connection* so many seconds for all its statements to get their locks.
 
-    Beyond that the server ends it with SQLSTATE 55P03. Statements in autocommit are not limited: an index that is built
-    concurrently keeps nobody waiting, and would be left invalid.
+    Beyond that the server ends it with SQLSTATE 55P03; no other limit does. Statements in autocommit are not limited:
+    an index that is built concurrently keeps nobody waiting, and would be left invalid.
     """
     left = seconds
     since = 0.0
+    begun = False
 
     def begin(_connection: Connection) -> None:
-        nonlocal left
-        left = seconds
+        nonlocal left, begun
+        left, begun = seconds, True
 
     def before(connection: Connection, cursor: Any, *_about: object) -> None:
-        nonlocal since
+        nonlocal since, begun
         since = time.monotonic()
         if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            if begun:
+                cursor.execute(LIFT)
+                begun = False
             cursor.execute(f"SET LOCAL lock_timeout = '{max(left, _LEAST) * 1000:.0f}ms'")
 
     def after(*_about: object) -> None:

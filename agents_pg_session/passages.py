@@ -6,6 +6,7 @@ work came further than ever before.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,6 +81,15 @@ class Passage:
     async def copy(self, schema: str, table: str, columns: Sequence[str], rows: bytes) -> None:
         """Write many rows, in the text format of PostgreSQL's COPY."""
         await self._paced(lambda: self._driver.copy(self._connection, schema, table, columns, rows))
+
+    async def aside(self, work: Awaitable[_T]) -> _T:
+        """Wait for something else, another database say: the time that takes is not counted."""
+        budget, now = self._pace.budget, asyncio.get_running_loop().time
+        left = budget.deadline - now()
+        try:
+            return await work
+        finally:
+            budget.renew(left)
 
     async def _paced(self, statement: Callable[[], Awaitable[_T]]) -> _T:
         pace = self._pace

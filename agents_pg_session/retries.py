@@ -14,7 +14,7 @@ from typing import TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from agents_pg_session.errors import SchemaOutdated, SessionError, StorageUnavailable
-from agents_pg_session.failures import Verdict, describe, sqlstate_of
+from agents_pg_session.failures import Verdict, advice, describe, sqlstate_of
 from agents_pg_session.patience import Budget
 from agents_pg_session.schema import UPGRADE_COMMAND
 from agents_pg_session.statements import Subject
@@ -119,7 +119,7 @@ def failure_of(what: Subject, error: Exception, verdict: Verdict, place: str) ->
             hint = "open the store from a URL, which keeps one pool per loop"
             return SessionError(f"{what}: the engine belongs to another event loop ({describe(error)}); {hint}")
         case _:
-            return SessionError(f"{what}: the database refused: {describe(error)}", sqlstate=code)
+            return SessionError(f"{what}: the database refused: {describe(error)}{advice(error)}", sqlstate=code)
 
 
 def unavailable(what: Subject, last: Passing, place: str, seconds: float) -> StorageUnavailable:
@@ -129,6 +129,6 @@ def unavailable(what: Subject, last: Passing, place: str, seconds: float) -> Sto
         known = IN_DOUBT if last.in_doubt else "; nothing was written"
     why = f"{last}" if str(first) == str(last) else f"first {first}, at last {last}"
     return StorageUnavailable(
-        f"{what}: {place} was unavailable for {seconds:g} s ({why}){known}",
+        f"{what}: {place} was unavailable for {seconds:g} s ({why}){known}{advice(last.error) or advice(first.error)}",
         sqlstate=sqlstate_of(last.error) or sqlstate_of(first.error),
     )

@@ -23,16 +23,16 @@ from typing import Any
 import asyncpg
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import PendingRollbackError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import NullPool
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from agents_pg_session.engine import create_engine
 from agents_pg_session.errors import SchemaOutdated, SessionError, StorageUnavailable
-from agents_pg_session.failures import Verdict, cause_to_show, describe, judge, sqlstate_of
-from agents_pg_session.lock_waits import Witness, limit_lock_waits
+from agents_pg_session.failures import Verdict, advice, cause_to_show, describe, judge, sqlstate_of
+from agents_pg_session.lock_waits import LIFT, Witness, lift_limits, limit_lock_waits
 from agents_pg_session.schema import LOCK, checked_schema, newest_revision
 from agents_pg_session.texts import shown
 from agents_pg_session.urls import engine_url
@@ -130,7 +130,7 @@ class Steps:
     @property
     def present(self) -> str:
         """The step under way, in a few words."""
-        return str(self._left[0]) if self._left else "the revision of the database"
+        return " ".join(str(self._left[0]).split()) if self._left else "the revision of the database"
 
 
 def _require_known(script: ScriptDirectory, heads: Any) -> None:
@@ -248,6 +248,7 @@ async def _engine(settings: Settings) -> AsyncIterator[tuple[AsyncEngine, str]]:
         engine_kwargs={"poolclass": NullPool, "connect_args": arguments},
         isolation_level="READ COMMITTED",
     )
+    event.listen(engine.sync_engine, "connect", lift_limits)
     try:
         yield engine, name
     finally:
@@ -259,6 +260,7 @@ async def _alone(engine: AsyncEngine) -> AsyncIterator[Callable[[], None]]:
     """Keep every other upgrade away; gives a function that makes sure that this still holds."""
     async with engine.connect() as guard:
         await _take_turn(guard)
+        await guard.exec_driver_sql(LIFT)
         await guard.run_sync(_stay)
 
         def confirm() -> None:
@@ -297,8 +299,11 @@ def translated() -> Iterator[None]:
     """Say in one line of ours what a driver says through three libraries."""
     try:
         yield
-    except (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        said = f"the database said no: {describe(error)}"
+    except (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as failure:
+        error: BaseException = failure
+        if isinstance(failure, PendingRollbackError) and failure.__context__ is not None:
+            error = failure.__context__  # what Alembic stumbled over on the way out says nothing of what happened
+        said = f"the database said no: {describe(error)}{advice(error)}"
         away = judge(error, sent=False) in (Verdict.RETRY, Verdict.CONFIGURATION)
         kind = StorageUnavailable if away else SessionError
         raise kind(said, sqlstate=sqlstate_of(error)) from cause_to_show(error)

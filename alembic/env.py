@@ -52,11 +52,14 @@ def run_offline() -> None:
     if on_postgres:
         context.execute(text(ALONE))
         context.execute(text(f"SET lock_timeout = '{options['lock_limit']}ms'"))
+        # What a role has it for is an application's statements; an upgrade may take long.
+        context.execute(text("SET statement_timeout = 0"))
         context.execute(CreateSchema(str(settings.schema), if_not_exists=True))
     with context.begin_transaction():
         context.run_migrations()
     if on_postgres:
         context.execute(text("RESET lock_timeout"))
+        context.execute(text("RESET statement_timeout"))
         context.execute(text(f"SELECT pg_advisory_unlock({LOCK})"))
 
 

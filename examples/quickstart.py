@@ -163,6 +163,7 @@ async def show_what_is_stored() -> None:
     headline("Look yourself")
     narrate("database", make_url(URL).render_as_string(hide_password=True))
     narrate("session", SESSION_ID)
+    narrate("with", f"agents-pg-session sessions show {SESSION_ID}")
 
 
 def spelled(store: SessionStore, sql: str) -> str:

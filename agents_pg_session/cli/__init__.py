@@ -22,4 +22,6 @@ def main() -> None:
         if (error.name or "").partition(".")[0] not in ("rich", "typer", "click"):
             raise
         sys.exit(f"{error.name} is not installed: pip install 'agents-pg-session[cli]'")
+    except KeyboardInterrupt:  # importing takes a second or two
+        sys.exit(130)
     app(prog_name="agents-pg-session")

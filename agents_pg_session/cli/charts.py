@@ -61,10 +61,9 @@ def _block(value: int, largest: int, level: int, height: int, ascii_only: bool) 
 
 def _below(labels: Sequence[str], step: int) -> str:
     """Write as many labels as fit, each beginning where its bar does."""
-    line = ""
+    line, room = "", len(labels) * step
     for number, label in enumerate(labels):
         at = number * step
-        if at == 0 or at >= len(line) + 2:
+        if at == 0 or len(line) + 2 <= at <= room - len(label):
             line = line.ljust(at) + label
-    room = len(labels) * step
-    return line if len(line) <= max(room, len(labels[0]) if labels else 0) else line[:room].rstrip()
+    return line

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agents_pg_session import Event, SessionInfo, StoredItem
-from agents_pg_session.cli.paper import Paper, clipped, clock, day_and_clock, json_text, number, plain
+from agents_pg_session.cli.paper import Paper, clipped, clock, counted, day_and_clock, json_text, number, plain
 from agents_pg_session.cli.words import STATUS_STYLES, call_words, event_words, item_words, outcome_words, run_words
 from agents_pg_session.operations.conversations import Conversation, ToldTurn
 
@@ -27,7 +27,8 @@ def lay_out(conversation: Conversation, paper: Paper, *, full: bool) -> Iterator
     """Yield a conversation piece by piece, ready to be printed; *full* cuts no text and leaves out no event."""
     yield from _head(conversation.info)
     if conversation.earlier:
-        yield plain(f"\n{number(conversation.earlier)} earlier turns are not shown: --turns 0 shows all", "dim")
+        are = "turn is" if conversation.earlier == 1 else "turns are"
+        yield plain(f"\n{number(conversation.earlier)} earlier {are} not shown: --turns 0 shows all", "dim")
     for turn in conversation.turns:
         yield Text()
         yield _title(turn, paper)
@@ -53,8 +54,8 @@ def _head(info: SessionInfo) -> Iterator[Text]:
     yield plain(f"{', '.join(times)} (UTC)")
     failed = f" ({number(info.tool_error_count)} failed)" if info.tool_error_count else ""
     yield plain(
-        f"{_count(info.turn_count, 'turn')}, {_count(info.item_count, 'item')}, "
-        f"{_count(info.tool_run_count, 'tool run')}{failed}, {_count(info.event_count, 'event')}; "
+        f"{counted(info.turn_count, 'turn')}, {counted(info.item_count, 'item')}, "
+        f"{counted(info.tool_run_count, 'tool run')}{failed}, {counted(info.event_count, 'event')}; "
         f"{number(info.input_tokens)} tokens in, {number(info.output_tokens)} out"
     )
     if info.forked_from is not None:
@@ -149,7 +150,3 @@ class _Turn:
 
 def _who(name: str, style: str) -> Text:
     return plain(clipped(name, 14), style)
-
-
-def _count(count: int, name: str) -> str:
-    return f"{number(count)} {name}{'' if count == 1 else 's'}"

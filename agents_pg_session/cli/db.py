@@ -12,7 +12,7 @@ import typer
 
 from agents_pg_session import SchemaOutdated, migrations
 from agents_pg_session import grants as roles
-from agents_pg_session.cli.desk import Desk, Schema, Url, agreed, named_url, on_store, with_paper
+from agents_pg_session.cli.desk import Desk, Schema, Url, agreed, named_url, on_store, there, with_paper
 from agents_pg_session.cli.options import Yes
 from agents_pg_session.cli.paper import Paper
 from agents_pg_session.schema import newest_revision
@@ -63,7 +63,7 @@ def downgrade(
     schema: Schema = "agents",
 ) -> None:
     """Take the tables back to an older revision: what was added since is dropped, with its data."""
-    place = named_url(url)
+    place = there(named_url(url))
     agreed(f"Take the tables back to revision {revision}? What came with later ones is dropped, with its data.", yes)
     with _steps_told(paper):
         migrations.downgrade(place, schema=schema, revision=revision, lock_timeout=lock_timeout, retry_for=retry_for)

@@ -20,11 +20,25 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeAlias, overload
 
 import typer
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from agents_pg_session import SessionConflict, SessionError, SessionStore, StorageUnavailable
 from agents_pg_session.cli.paper import Paper, plain
 
-__all__ = ["AsJson", "Desk", "Schema", "Url", "agreed", "fail", "named_url", "on_store", "version_text", "with_paper"]
+__all__ = [
+    "AsJson",
+    "Desk",
+    "Schema",
+    "Url",
+    "agreed",
+    "fail",
+    "named_url",
+    "on_store",
+    "there",
+    "version_text",
+    "with_paper",
+]
 
 P = ParamSpec("P")
 
@@ -78,22 +92,23 @@ def on_store(work: _Work[P]) -> Callable[..., None]: ...
 
 
 @overload
-def on_store(*, patience: float) -> Callable[[_Work[P]], Callable[..., None]]: ...
+def on_store(*, patience: float = ..., left: str = ...) -> Callable[[_Work[P]], Callable[..., None]]: ...
 
 
-def on_store(work: Any = None, *, patience: float = PATIENCE) -> Any:
+def on_store(work: Any = None, *, patience: float = PATIENCE, left: str = "") -> Any:
     """Return *work* as a command of its own parameters and `--url`, `--schema`, `--json`.
 
     *patience* is how many seconds one of its statements may take: `@on_store(patience=120)` for one that reads much. A
-    database that does not answer at all is given up after a few seconds all the same.
+    database that does not answer at all is given up after a few seconds all the same. *left* is how it left things when
+    a person presses Ctrl-C.
     """
     if work is None:
-        return functools.partial(on_store, patience=patience)
+        return functools.partial(on_store, patience=patience, left=left)
 
     @functools.wraps(work)
     def command(*args: Any, url: str | None, schema: str, as_json: bool, **options: Any) -> None:
         async def in_store() -> None:
-            paper, place = Paper(as_json), named_url(url)
+            paper, place = Paper(as_json), there(named_url(url))
             if patience > PATIENCE:
                 async with SessionStore.open(place, schema=schema, retry_for=PATIENCE) as store:
                     await store.check()
@@ -101,7 +116,7 @@ def on_store(work: Any = None, *, patience: float = PATIENCE) -> Any:
             async with opened as store:
                 await work(Desk(store, paper, place, schema), *args, **options)
 
-        with _told():
+        with _told(left):
             asyncio.run(in_store())
 
     _take(command, work, url=Url, schema=Schema, as_json=AsJson)
@@ -130,6 +145,19 @@ def named_url(url: str | None) -> str:
             "no database was named: pass --url postgresql://user@host/database (or sqlite:///file.db), "
             "or set AGENTS_PG_URL"
         )
+    return url
+
+
+def there(url: str) -> str:
+    """Return the URL, unless it names a SQLite file that is not there: only `db upgrade` makes one."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return url  # said in better words by whoever opens it
+    path = parsed.database or ":memory:"
+    is_file = parsed.get_backend_name() == "sqlite" and path != ":memory:" and not path.startswith("file:")
+    if is_file and not os.path.exists(path):
+        raise fail(f"there is no SQLite file {path!r}; run `agents-pg-session db upgrade` to make one")
     return url
 
 
@@ -165,10 +193,11 @@ def version_text() -> str:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _told(left: str = "") -> Iterator[None]:
     """Turn what a command raises into one line and an exit code."""
     for name in _SAID_BY_THE_ERROR:
         logging.getLogger(f"agents_pg_session.{name}").addHandler(_NOWHERE)
+    logging.getLogger("asyncio").addHandler(_NOWHERE)  # Ctrl-C while connecting makes it tell of a future of its own
     try:
         yield
         sys.stdout.flush()  # here a closed pipe can still be told from a failure
@@ -184,7 +213,7 @@ def _told() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
         raise typer.Exit from None
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise fail(f"interrupted{f'; {left}' if left else ''}", 130) from None
 
 
 @contextmanager

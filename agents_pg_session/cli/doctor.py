@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from textwrap import wrap
 from typing import Annotated
 
@@ -58,7 +58,7 @@ _Names = Annotated[
 ]
 
 
-@on_store
+@on_store(left="what was mended is mended; run it again to go on")
 async def doctor(
     desk: Desk,
     names: _Names = None,
@@ -195,9 +195,11 @@ def _fields(diagnosis: Diagnosis) -> dict[str, object]:
 
 
 def _reach(since: str | None) -> timedelta | None:
-    """Return how far back to look; a date is as far back as it is now."""
+    """Return how far back to look, by the database's clock: a date would have to be compared with this machine's."""
     at = moment("--since", since)
-    return datetime.now(UTC) - at if isinstance(at, datetime) else at
+    if isinstance(at, datetime):
+        raise ValueError("--since of doctor reaches back from the database's present: 7d, 12h or 30m")
+    return at
 
 
 @contextmanager

@@ -23,6 +23,7 @@ __all__ = [
     "Yes",
     "go_on",
     "moment",
+    "nothing",
     "pairs",
 ]
 
@@ -85,6 +86,12 @@ def go_on(paper: Paper, page: Page[Any]) -> None:
     """Say how the list goes on, where it does."""
     if page.more:
         paper.note(f"there are more: --after {page.cursor}")
+
+
+def nothing(paper: Paper, what: str, tenant: str, all_tenants: bool) -> None:
+    """Say that a list is empty, and of whom: without `--tenant` it is about sessions of no tenant, which few have."""
+    whose = "" if all_tenants else f" of tenant {tenant}" if tenant else " of no tenant"
+    paper.note(f"{what}{whose}{'' if tenant or all_tenants else ': --tenant or --all-tenants looks further'}")
 
 
 def _object(option: str, text: str) -> dict[str, Any]:

@@ -17,14 +17,24 @@ from typing import Any, NoReturn
 
 from rich import box
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Column, Table
 from rich.text import Text
 
 __all__ = [
     "Paper",
+    "below",
     "clipped",
     "clock",
+    "counted",
     "day_and_clock",
     "figure",
     "json_text",
@@ -78,6 +88,13 @@ class Paper:
         for each in things:
             self.console.print(plain(each) if isinstance(each, str) else each, width=self.reading_width)
 
+    def first_that_fits(self, *tables: Table) -> None:
+        """Print the first table that the terminal is wide enough for, or else the last."""
+        *wide, last = tables
+        options = self.console.options.update(width=_AS_WIDE_AS_IT_IS)
+        fitting = (each for each in wide if each.__rich_measure__(self.console, options).maximum <= self.console.width)
+        self.print(next(fitting, last))
+
     def table(self, columns: Sequence[str | Column], lines: Iterable[Sequence[RenderableType | None]]) -> None:
         """Print a table; None is an empty cell."""
         self.print(rows(columns, lines))
@@ -87,10 +104,14 @@ class Paper:
         sys.stderr.write(f"{plain(text).plain}\n")
         sys.stderr.flush()
 
-    def progress(self) -> Progress:
-        """Return a progress bar on standard error, for `with`; it shows nothing where that is no terminal."""
+    def progress(self, *, in_percent: bool = False) -> Progress:
+        """Return a progress bar on standard error, for `with`; it shows nothing where that is no terminal.
+
+        It leaves room at the right, for the ^C of a person: a line that breaks could not be taken away again.
+        """
         console = _Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        done: ProgressColumn = TaskProgressColumn() if in_percent else MofNCompleteColumn()
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), done, TimeElapsedColumn())
         return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
@@ -110,6 +131,11 @@ def rows(columns: Sequence[str | Column], lines: Iterable[Sequence[RenderableTyp
     for line in lines:
         table.add_row(*(plain(each) if isinstance(each, str) else each for each in line))
     return table
+
+
+def below(first: str, *others: str | None) -> Text:
+    """Return a cell for a narrow terminal: what is never broken, and in small print below it what belongs to it."""
+    return plain(first).append_text(plain("".join(f"\n{each}" for each in others if each), "dim"))
 
 
 def short(name: str) -> Column:
@@ -160,6 +186,11 @@ def clock(moment: datetime) -> str:
 def number(value: float) -> str:
     """Return a count as people read it: "12,345"."""
     return f"{value:,.0f}"
+
+
+def counted(count: int, name: str) -> str:
+    """Return a count with what it counts: "1 run", "12,345 runs"."""
+    return f"{number(count)} {name}{'' if count == 1 else 's'}"
 
 
 def seconds(value: float | None) -> str:

@@ -12,14 +12,14 @@ import typer
 
 from agents_pg_session.cli.desk import Desk, agreed, on_store
 from agents_pg_session.cli.options import AllTenants, Tenant, Yes, moment
-from agents_pg_session.cli.paper import Paper, number
+from agents_pg_session.cli.paper import Paper, counted, number
 from agents_pg_session.purging import MAX_BATCH, Progress
 from agents_pg_session.records import Purged
 
 __all__ = ["purge"]
 
 
-@on_store(patience=60)
+@on_store(patience=60, left="what was removed is removed whole; run it again to go on")
 async def purge(
     desk: Desk,
     older_than: Annotated[
@@ -75,8 +75,8 @@ async def purge(
 def _what(purged: Purged) -> str:
     why = f" ({number(purged.expired)} expired, {number(purged.old)} old)" if purged.expired and purged.old else ""
     return (
-        f"{number(purged.sessions)} {'session' if purged.sessions == 1 else 'sessions'}{why} with "
-        f"{number(purged.items)} items, {number(purged.tool_runs)} tool runs and {number(purged.events)} events"
+        f"{counted(purged.sessions, 'session')}{why} with {counted(purged.items, 'item')}, "
+        f"{counted(purged.tool_runs, 'tool run')} and {counted(purged.events, 'event')}"
     )
 
 

@@ -16,7 +16,7 @@ from agents_pg_session.operations.sdk_report import Orphan, SDKImport
 __all__ = ["import_from_sdk"]
 
 
-@on_store
+@on_store(left="what was imported is whole; run it again to go on")
 async def import_from_sdk(
     desk: Desk,
     source: Annotated[

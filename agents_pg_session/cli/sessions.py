@@ -6,12 +6,14 @@ import asyncio
 from typing import Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-from agents_pg_session import Event, StoredItem
+from agents_pg_session import Event, Page, SessionInfo, StoredItem
 from agents_pg_session.cli.conversation import lay_out
 from agents_pg_session.cli.desk import Desk, agreed, fail, on_store
-from agents_pg_session.cli.options import After, AllTenants, Limit, SessionId, Tenant, Yes, go_on, pairs
-from agents_pg_session.cli.paper import clipped, clock, figure, minute, number, plain, short
+from agents_pg_session.cli.options import After, AllTenants, Limit, SessionId, Tenant, Yes, go_on, nothing, pairs
+from agents_pg_session.cli.paper import below, clipped, clock, counted, figure, minute, number, plain, rows, short
 from agents_pg_session.cli.words import STATUS_STYLES, event_words, item_words
 from agents_pg_session.operations.conversations import read_conversation
 from agents_pg_session.operations.following import FOLLOWED, Told, follow
@@ -53,26 +55,9 @@ async def list_sessions(
     )
     if desk.paper.as_json:
         return desk.paper.json({"sessions": page.records, "next": page.cursor if page.more else None})
-    with_tools = desk.paper.console.width >= 100
-    desk.paper.table(
-        (
-            *(("tenant",) if all_tenants else ()),
-            *("session", "agent", "user", short("status"), figure("turns")),
-            *((figure("tool runs"),) if with_tools else ()),
-            *(figure("failed"), figure("tokens"), figure("last turn (UTC)")),
-        ),
-        [
-            (
-                *((each.tenant,) if all_tenants else ()),
-                *(each.session_id, each.agent, each.user_id),
-                *(plain(each.status, STATUS_STYLES.get(each.status, "")), number(each.turn_count)),
-                *((number(each.tool_run_count),) if with_tools else ()),
-                plain(number(each.tool_error_count), "red" if each.tool_error_count else "dim"),
-                *(number(each.input_tokens + each.output_tokens), minute(each.active_at)),
-            )
-            for each in page
-        ],
-    )
+    if not page:
+        return nothing(desk.paper, "no sessions", tenant, all_tenants)
+    desk.paper.first_that_fits(*(_sessions(page, all_tenants, left_out) for left_out in range(3)))
     return go_on(desk.paper, page)
 
 
@@ -152,8 +137,7 @@ async def fork(
     info = await copy.info()
     if desk.paper.as_json:
         return desk.paper.json({"session": info})
-    turns = "1 turn" if info.turn_count == 1 else f"{number(info.turn_count)} turns"
-    return desk.paper.print(f"{new} is a copy of {session} with {turns}")
+    return desk.paper.print(f"{new} is a copy of {session} with {counted(info.turn_count, 'turn')}")
 
 
 @commands.command()
@@ -178,15 +162,48 @@ async def delete(desk: Desk, session: SessionId, tenant: Tenant = "", yes: Yes =
     """Erase a session and everything about it; exit code 1 if it was not there."""
     handle = desk.store.session(session, tenant=tenant)
     info = await handle.info()  # not there: nobody is asked
-    what = (
-        f"{number(info.item_count)} items, {number(info.tool_run_count)} tool runs, {number(info.event_count)} events"
-    )
+    counts = ((info.item_count, "item"), (info.tool_run_count, "tool run"), (info.event_count, "event"))
+    what = ", ".join(counted(count, name) for count, name in counts)
     agreed(f"Erase {session} with {what}? This cannot be undone.", yes)
     if not await handle.delete():
         raise fail(f"session {session!r} is not there any more")
     if desk.paper.as_json:
         return desk.paper.json({"deleted": session})
     return desk.paper.print(f"{session} is erased")
+
+
+def _sessions(page: Page[SessionInfo], all_tenants: bool, left_out: int) -> Table:
+    """Return a page as a table; in a narrow terminal without the tool runs, then with names below the session."""
+    beside = left_out < 2
+    return rows(
+        (
+            *(("tenant",) if all_tenants and beside else ()),
+            *(("session", "agent", "user") if beside else (_names(all_tenants),)),
+            *(short("status"), figure("turns")),
+            *(() if left_out else (figure("tool runs"),)),
+            *(figure("failed"), *((figure("tokens"),) if beside else ()), figure("last turn (UTC)")),
+        ),
+        [
+            (
+                *((each.tenant,) if all_tenants and beside else ()),
+                *((each.session_id, each.agent, each.user_id) if beside else (_named(each, all_tenants),)),
+                *(plain(each.status, STATUS_STYLES.get(each.status, "")), number(each.turn_count)),
+                *(() if left_out else (number(each.tool_run_count),)),
+                plain(number(each.tool_error_count), "red" if each.tool_error_count else "dim"),
+                *((number(each.input_tokens + each.output_tokens),) if beside else ()),
+                minute(each.active_at),
+            )
+            for each in page
+        ],
+    )
+
+
+def _named(info: SessionInfo, all_tenants: bool) -> Text:
+    return below(info.session_id, info.tenant if all_tenants else None, info.agent, info.user_id)
+
+
+def _names(all_tenants: bool) -> str:
+    return "session, tenant, agent, user" if all_tenants else "session, agent, user"
 
 
 def _events(told: tuple[StoredItem | Event, ...]) -> list[Event]:

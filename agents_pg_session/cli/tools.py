@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import typer
+from rich.text import Text
 
+from agents_pg_session import ToolRun
 from agents_pg_session.cli.desk import Desk, on_store
-from agents_pg_session.cli.options import After, AllTenants, Limit, Since, Tenant, go_on, moment
-from agents_pg_session.cli.paper import clipped, figure, minute, number, plain, seconds, short
+from agents_pg_session.cli.options import After, AllTenants, Limit, Since, Tenant, go_on, moment, nothing
+from agents_pg_session.cli.paper import clipped, figure, minute, number, plain, rows, seconds, short
 from agents_pg_session.cli.words import STATUS_STYLES, call_words
 from agents_pg_session.operations.statistics import slow_tools, slowest_tool_runs
 
@@ -38,7 +40,9 @@ async def failed(
     )
     if desk.paper.as_json:
         return desk.paper.json({"tool_runs": page.records, "next": page.cursor if page.more else None})
-    desk.paper.table(
+    if not page:
+        return nothing(desk.paper, "no failed tool runs in the sessions", tenant, all_tenants)
+    wide = rows(
         (
             short("when (UTC)"),
             *(("tenant",) if all_tenants else ()),
@@ -49,11 +53,16 @@ async def failed(
                 minute(each.created_at),
                 *((each.tenant,) if all_tenants else ()),
                 *(each.session_id, str(each.position), seconds(each.duration)),
-                plain(f"{clipped(call_words(each), 200)}\n").append_text(plain(clipped(each.error or "", 300), "red")),
+                _call_and_error(each),
             )
             for each in page
         ],
     )
+    narrow = rows(
+        (figure("took"), "call, error and where"),
+        [(seconds(each.duration), _call_and_error(each).append_text(_where(each, all_tenants))) for each in page],
+    )
+    desk.paper.first_that_fits(wide, narrow)
     return go_on(desk.paper, page)
 
 
@@ -89,7 +98,7 @@ async def slow(
     if not runs:
         return desk.paper.print("\nno tool run was measured: pass hooks=session.hooks() to the Runner")
     desk.paper.print()
-    return desk.paper.table(
+    wide = rows(
         (
             figure("took"),
             short("status"),
@@ -105,6 +114,27 @@ async def slow(
             for each in runs
         ],
     )
+    narrow = rows(
+        (figure("took"), short("status"), "call and where"),
+        [
+            (
+                *(seconds(each.duration), plain(each.status, STATUS_STYLES.get(each.status, ""))),
+                plain(clipped(call_words(each), 200)).append_text(_where(each, all_tenants)),
+            )
+            for each in runs
+        ],
+    )
+    return desk.paper.first_that_fits(wide, narrow)
+
+
+def _call_and_error(run: ToolRun) -> Text:
+    return plain(f"{clipped(call_words(run), 200)}\n").append_text(plain(clipped(run.error or "", 300), "red"))
+
+
+def _where(run: ToolRun, all_tenants: bool) -> Text:
+    """What a wide terminal has in columns: session, item, time (UTC)."""
+    tenant = f", tenant {run.tenant}" if all_tenants and run.tenant else ""
+    return plain(f"\n{run.session_id}{tenant}\nitem {run.position}, {minute(run.created_at)}", "dim")
 
 
 def _fields(record: object) -> dict[str, object]:

@@ -14,7 +14,7 @@ import typer
 from agents_pg_session import SessionConflict
 from agents_pg_session.cli.desk import Desk, fail, on_store
 from agents_pg_session.cli.options import AllTenants, Since, Tenant, moment
-from agents_pg_session.cli.paper import Paper, number
+from agents_pg_session.cli.paper import Paper, counted, number
 from agents_pg_session.operations.exporting import Exported, Selection, export_sessions
 from agents_pg_session.operations.files import opened_archive, written_whole
 from agents_pg_session.operations.importing import Imported, import_sessions
@@ -33,7 +33,7 @@ class Conflict(StrEnum):
     REPLACE = "replace"
 
 
-@on_store(patience=60)
+@on_store(patience=60, left="a file is there whole or not at all")
 async def export_to_file(
     desk: Desk,
     output: Annotated[
@@ -73,7 +73,7 @@ async def export_to_file(
     return None
 
 
-@on_store(patience=60)
+@on_store(patience=60, left="each session is there whole or not at all; run it again to go on")
 async def import_from_file(
     desk: Desk,
     file: Annotated[
@@ -136,9 +136,9 @@ def _tell(paper: Paper, done: Imported) -> None:
 
 def _what(done: Exported | Imported) -> str:
     return (
-        f"{number(done.sessions)} {'session' if done.sessions == 1 else 'sessions'} with {number(done.items)} items, "
-        f"{number(done.tool_runs)} tool runs, {number(done.runs)} runs, {number(done.events)} events and "
-        f"{number(done.snapshots)} snapshots"
+        f"{counted(done.sessions, 'session')} with {counted(done.items, 'item')}, "
+        f"{counted(done.tool_runs, 'tool run')}, {counted(done.runs, 'run')}, {counted(done.events, 'event')} and "
+        f"{counted(done.snapshots, 'snapshot')}"
     )
 
 
@@ -153,7 +153,7 @@ def _sessions_bar(paper: Paper) -> Iterator[Callable[[Exported], None]]:
 def _bytes_bar(paper: Paper, file: BinaryIO, path: Path) -> Iterator[Callable[[Imported], None]]:
     """Draw how much of the file was read; nobody knows how long a pipe is."""
     total = None if path == _STANDARD else path.stat().st_size
-    with paper.progress() as bar:
+    with paper.progress(in_percent=total is not None) as bar:
         task = bar.add_task("bytes", total=total)
         yield lambda so_far: bar.update(
             task,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from rich.table import Table
+from rich.text import Text
+
+from agents_pg_session import Page, WaitingRun
 from agents_pg_session.cli.desk import Desk, on_store
-from agents_pg_session.cli.options import After, AllTenants, Limit, Tenant, go_on
-from agents_pg_session.cli.paper import clipped, json_text, minute, plain, short
+from agents_pg_session.cli.options import After, AllTenants, Limit, Tenant, go_on, nothing
+from agents_pg_session.cli.paper import below, clipped, json_text, minute, plain, rows, short
 
 __all__ = ["waiting"]
 
@@ -21,7 +25,14 @@ async def waiting(
     page = await desk.store.waiting(tenant=tenant, all_tenants=all_tenants, limit=limit, after=after)
     if desk.paper.as_json:
         return desk.paper.json({"waiting": page.records, "next": page.cursor if page.more else None})
-    desk.paper.table(
+    if not page:
+        return nothing(desk.paper, "nobody waits in the sessions", tenant, all_tenants)
+    desk.paper.first_that_fits(_beside(page, all_tenants), _below(page, all_tenants))
+    return go_on(desk.paper, page)
+
+
+def _beside(page: Page[WaitingRun], all_tenants: bool) -> Table:
+    return rows(
         (
             *(("tenant",) if all_tenants else ()),
             *("session", "user", "agent", "asks for", short("since (UTC)"), short("taken until")),
@@ -29,15 +40,27 @@ async def waiting(
         [
             (
                 *((each.tenant,) if all_tenants else ()),
-                *(each.session_id, each.user_id, each.agent),
-                plain("\n".join(_call(call.tool_name, call.arguments) for call in each.approvals), "bold"),
-                minute(each.paused_at) or "not saved",
-                minute(each.claimed_until),
+                *(each.session_id, each.user_id, each.agent, _asked(each)),
+                *(minute(each.paused_at) or "not saved", minute(each.claimed_until)),
             )
             for each in page
         ],
     )
-    return go_on(desk.paper, page)
+
+
+def _below(page: Page[WaitingRun], all_tenants: bool) -> Table:
+    """Return the same for a narrow terminal: who and since when is below the session, and no id is broken."""
+    lines = []
+    for each in page:
+        tenant = each.tenant if all_tenants else None
+        since = f"since {minute(each.paused_at)}" if each.paused_at else "not saved"
+        taken = f"taken until {minute(each.claimed_until)}" if each.claimed_until else None
+        lines.append((below(each.session_id, tenant, each.agent, each.user_id, since, taken), _asked(each)))
+    return rows((short("who and since when (UTC)"), "asks for"), lines)
+
+
+def _asked(run: WaitingRun) -> Text:
+    return plain("\n".join(_call(call.tool_name, call.arguments) for call in run.approvals), "bold")
 
 
 def _call(tool: str | None, arguments: object) -> str:

@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO, NoReturn
 
 from agents_pg_session.errors import SessionError
 from agents_pg_session.labels import checked_id, checked_text
-from agents_pg_session.operations.lines import prefix_of, table_of
+from agents_pg_session.operations.archive_lines import prefix_of, table_of
 from agents_pg_session.operations.shapes import PARTS, SESSIONS, shapes
 from agents_pg_session.statements import Key
 from agents_pg_session.texts import shown

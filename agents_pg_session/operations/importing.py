@@ -7,7 +7,6 @@ Short ones share a transaction, a long one has its own, of any length: nobody ev
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -17,10 +16,10 @@ from agents_pg_session.database import Database
 from agents_pg_session.errors import SessionConflict, SessionError, StorageUnavailable
 from agents_pg_session.labels import checked_id
 from agents_pg_session.operations.archive import ArchiveReader, BadArchive, Header, Parcel, Told, open_archive
-from agents_pg_session.operations.lines import LineReader, Unfit, Values, named, table_of
-from agents_pg_session.operations.loading import COUNTS, loader_of
+from agents_pg_session.operations.archive_lines import LineReader, Unfit, named, table_of
+from agents_pg_session.operations.loading import COUNTS, RowOf, loader_of, undisturbed
 from agents_pg_session.operations.pages import pages, row_line
-from agents_pg_session.operations.shapes import PARTS, SESSIONS, Shape, shapes
+from agents_pg_session.operations.shapes import PARTS, SESSIONS, Shape, Values, shapes
 from agents_pg_session.passages import Passage
 from agents_pg_session.statements import Key, Step, Subject, clause, quoted_prefix
 from agents_pg_session.store import SessionStore
@@ -171,9 +170,7 @@ class _Import:
     async def _together(self, group: Sequence[Parcel]) -> None:
         committing: set[Key] = set()  # by tries whose answer may have been lost
 
-        async def write(passage: Passage) -> Imported | None:
-            if not await self._loader.alone(passage, [self._key(parcel) for parcel in group]):
-                return None
+        async def write(passage: Passage) -> Imported:
             done, fresh = self.done, list[Parcel]()
             for parcel in group:
                 outcome = await self._open(passage, parcel)
@@ -191,13 +188,9 @@ class _Import:
             committing.update(parcel.key for parcel in fresh)
             return done
 
-        subject = Subject("import", self._key(group[0]) if len(group) == 1 else None, writes=True)
-        while True:
-            done = await self.database.passage(subject, write, begin=self._loader.begin)
-            if done is not None:
-                break
-            await asyncio.sleep(random.uniform(0.05, 0.3))  # noqa: S311 - another import is at one of them
-        self.done = done
+        keys = [self._key(parcel) for parcel in group]
+        subject = Subject("import", keys[0] if len(keys) == 1 else None, writes=True)
+        self.done = await undisturbed(self.database, self._loader, subject, keys, write)
 
     def _key(self, parcel: Parcel) -> Key:
         return parcel.key if self.tenant is None else Key(self.tenant, parcel.key.session_id)
@@ -207,8 +200,9 @@ class _Import:
         key, shape = self._key(parcel), self._shapes[SESSIONS]
         number, line = next(parcel.lines())
         row = self._row(SESSIONS, number, line, parcel.key)
+        given = _given(shape, row)  # a column that has no value takes its default
         outcome: Literal["new", "replaced"] = "new"
-        while not await self._loader.open(passage, key, shape, row):
+        while not await self._loader.open(passage, given, [(key, [value for value in row if value is not None])]):
             there = await row_line(passage, self.database.schema, shape, key, parcel.key)
             if there is None:
                 continue  # deleted meanwhile
@@ -288,7 +282,7 @@ class _Batch:
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
-        self.rows: list[tuple[Key, Values]] = []
+        self.rows: list[RowOf] = []
         self._size = 0
 
     def add(self, key: Key, row: Values, size: int) -> None:
@@ -302,6 +296,11 @@ class _Batch:
     def clear(self) -> None:
         self.rows.clear()
         self._size = 0
+
+
+def _given(shape: Shape, row: Values) -> Shape:
+    pairs = zip(shape.fields, row, strict=True)
+    return shape.only(frozenset(field.name for field, value in pairs if value is not None))
 
 
 def _counted(done: Imported, parcel: Parcel) -> Imported:

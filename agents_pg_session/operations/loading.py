@@ -1,32 +1,50 @@
-"""Writing whole sessions as they were: many rows per statement, in one transaction with all that belongs to them."""
+"""Writing many rows per statement, in one transaction with all that belongs to their sessions.
+
+What comes in, from an archive or from the Agents SDK's tables, comes in this way. The session's row comes first, as in
+an append: it is the lock.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from agents_pg_session.operations.lines import Values
-from agents_pg_session.operations.shapes import PARTS, SESSIONS, Field, Kind, Shape
+from agents_pg_session.database import Database
+from agents_pg_session.operations.shapes import PARTS, SESSIONS, Field, Kind, Shape, Values
 from agents_pg_session.passages import Passage
-from agents_pg_session.statements import Key, Step, clause, quoted_prefix
+from agents_pg_session.statements import Key, Step, Subject, clause, quoted_prefix
 
-__all__ = ["ALONE", "COUNTS", "Loader", "loader_of", "sqlite_time"]
+__all__ = ["ALONE", "COUNTS", "Loader", "RowOf", "change_sql", "loader_of", "open_sql", "sqlite_time", "undisturbed"]
+
+#: A row and whose it is.
+RowOf = tuple[Key, Values]
+
+_T = TypeVar("_T")
 
 _KEY = ("tenant_id", "session_id")
 
-# The row of a session that is not there yet. Whoever else is about to write it is waited for.
+# Rows of sessions that are not there yet. Whoever else is about to write one is waited for.
 _OPEN = """
--- Write the row of a session that is not there yet: no row answers where it is.
+-- Write the rows of sessions that are not there yet: no row answers for one that is.
 INSERT INTO {schema}sessions (tenant_id, session_id, {columns})
-VALUES (:tenant_id, :session_id, {values})
+{rows}
 ON CONFLICT (tenant_id, session_id) DO NOTHING
-RETURNING 1 AS opened
+RETURNING tenant_id, session_id
 """
 
 _PUT = """
 -- Write one row of a session that is being imported.
 INSERT INTO {table} (tenant_id, session_id, {columns}) VALUES (:tenant_id, :session_id, {values})
+"""
+
+_CHANGE = """
+-- Write new values into rows that are there, each found by its primary key.
+UPDATE {schema}{table}{as_t}
+   SET {sets}{rows}
+ WHERE {found}
 """
 
 COUNTS = (
@@ -68,12 +86,16 @@ class Loader(Protocol):
         """Keep other imports away from these sessions until the transaction ends; False: one is at them already."""
         ...
 
-    async def open(self, passage: Passage, key: Key, shape: Shape, row: Values) -> bool:
-        """Write a session's row; say whether it was not there yet."""
+    async def open(self, passage: Passage, shape: Shape, rows: Sequence[RowOf]) -> int:
+        """Write the rows of sessions, each another; return how many were not there yet."""
         ...
 
-    async def put(self, passage: Passage, shape: Shape, rows: Sequence[tuple[Key, Values]]) -> None:
+    async def put(self, passage: Passage, shape: Shape, rows: Sequence[RowOf]) -> None:
         """Write many rows of a table, all in one statement."""
+        ...
+
+    async def change(self, passage: Passage, shape: Shape, rows: Sequence[RowOf]) -> None:
+        """Write the shape's columns of rows that are there, all in one statement."""
         ...
 
     async def erase(self, passage: Passage, key: Key) -> None:
@@ -83,6 +105,25 @@ class Loader(Protocol):
 
 def loader_of(schema: str | None) -> Loader:
     return _SQLite() if schema is None else _Postgres(schema)
+
+
+async def undisturbed(
+    database: Database,
+    loader: Loader,
+    subject: Subject,
+    keys: Sequence[Key],
+    work: Callable[[Passage], Awaitable[_T]],
+) -> _T:
+    """Run *work* in one transaction while no other import is at these sessions; wait for one that is."""
+
+    async def alone(passage: Passage) -> tuple[_T] | None:
+        return (await work(passage),) if not keys or await loader.alone(passage, keys) else None
+
+    while True:
+        done = await database.passage(subject, alone, begin=loader.begin)
+        if done is not None:
+            return done[0]
+        await asyncio.sleep(random.uniform(0.05, 0.3))  # noqa: S311 - nobody has to guess it
 
 
 class _Postgres:
@@ -97,22 +138,16 @@ class _Postgres:
         step = Step(clause(ALONE), {"tenants": list(tenants), "sessions": list(sessions)})
         return bool((await passage.run(step))[0].alone)
 
-    async def open(self, passage: Passage, key: Key, shape: Shape, row: Values) -> bool:
-        fields = _given(shape.fields, row)
-        sql = _open_sql(
-            self._schema, fields, tuple(f"CAST(CAST(:{each.name} AS text) AS {each.type})" for each in fields)
-        )
-        values = {
-            field.name: _as_text(field, value)
-            for field, value in zip(shape.fields, row, strict=True)
-            if value is not None
-        }
-        return bool(await passage.run(Step(clause(sql), {**key._asdict(), **values})))
+    async def open(self, passage: Passage, shape: Shape, rows: Sequence[RowOf]) -> int:
+        return len(await passage.run(Step(clause(open_sql(self._schema, shape)), _columns(shape, rows))))
 
-    async def put(self, passage: Passage, shape: Shape, rows: Sequence[tuple[Key, Values]]) -> None:
+    async def put(self, passage: Passage, shape: Shape, rows: Sequence[RowOf]) -> None:
         columns = [*_KEY, *(field.name for field in shape.fields)]
         data = "".join([_copied(key, shape.fields, row) for key, row in rows]).encode()
         await passage.copy(self._schema, shape.table, columns, data)
+
+    async def change(self, passage: Passage, shape: Shape, rows: Sequence[RowOf]) -> None:
+        await passage.run(Step(clause(change_sql(self._schema, shape)), _columns(shape, rows)))
 
     async def erase(self, passage: Passage, key: Key) -> None:
         prefix = quoted_prefix(self._schema)
@@ -127,17 +162,18 @@ class _SQLite:
     async def alone(self, passage: Passage, keys: Sequence[Key]) -> bool:
         return True  # it has one writer
 
-    async def open(self, passage: Passage, key: Key, shape: Shape, row: Values) -> bool:
-        fields = _given(shape.fields, row)
-        sql = _open_sql(None, fields, tuple(f":{each.name}" for each in fields))
-        return bool(await passage.run(Step(clause(sql), {**key._asdict(), **_bound(shape.fields, row)})))
+    async def open(self, passage: Passage, shape: Shape, rows: Sequence[RowOf]) -> int:
+        sql = clause(open_sql(None, shape))  # one by one: of many at once it tells no rows
+        return sum([len(await passage.run(Step(sql, values))) for values in _bound(shape, rows)])
 
-    async def put(self, passage: Passage, shape: Shape, rows: Sequence[tuple[Key, Values]]) -> None:
+    async def put(self, passage: Passage, shape: Shape, rows: Sequence[RowOf]) -> None:
         sql = _PUT.replace("{table}", shape.table)
         sql = sql.replace("{columns}", ", ".join(field.name for field in shape.fields))
         sql = sql.replace("{values}", ", ".join(f":{field.name}" for field in shape.fields))
-        bound: list[Mapping[str, Any]] = [{**key._asdict(), **_bound(shape.fields, row)} for key, row in rows]
-        await passage.run(Step(clause(sql), bound))
+        await passage.run(Step(clause(sql), _bound(shape, rows)))
+
+    async def change(self, passage: Passage, shape: Shape, rows: Sequence[RowOf]) -> None:
+        await passage.run(Step(clause(change_sql(None, shape)), _bound(shape, rows)))
 
     async def erase(self, passage: Passage, key: Key) -> None:
         await _erase(passage, "", key)
@@ -150,14 +186,59 @@ async def _erase(passage: Passage, prefix: str, key: Key) -> None:
 
 
 @lru_cache(maxsize=64)
-def _open_sql(schema: str | None, fields: tuple[Field, ...], values: tuple[str, ...]) -> str:
-    sql = _OPEN.replace("{columns}", ", ".join(field.name for field in fields))
-    return sql.replace("{values}", ", ".join(values)).replace("{schema}", quoted_prefix(schema))
+def open_sql(schema: str | None, shape: Shape) -> str:
+    """Return the statement that writes rows of sessions: on PostgreSQL any number of them, on SQLite one."""
+    names = [field.name for field in shape.fields]
+    if schema is None:
+        rows = f"VALUES (:tenant_id, :session_id, {', '.join(f':{name}' for name in names)})"
+    else:
+        typed = ", ".join(_typed(field) for field in shape.fields)
+        rows = f"SELECT each.tenant_id, each.session_id, {typed}\n  FROM {_each(shape)}"
+    sql = _OPEN.replace("{columns}", ", ".join(names)).replace("{rows}", rows)
+    return sql.replace("{schema}", quoted_prefix(schema))
 
 
-def _given(fields: Sequence[Field], row: Values) -> tuple[Field, ...]:
-    """The columns that have a value: a row that has none takes the column's default."""
-    return tuple(field for field, value in zip(fields, row, strict=True) if value is not None)
+@lru_cache(maxsize=64)
+def change_sql(schema: str | None, shape: Shape) -> str:
+    """Return the statement that changes rows: on PostgreSQL any number of them, on SQLite one."""
+    changing = [field for field in shape.fields if field not in shape.key]
+    if schema is None:
+        sets = [f"{field.name} = :{field.name}" for field in changing]
+        found = [f"{name} = :{name}" for name in (*_KEY, *(field.name for field in shape.key))]
+    else:
+        sets = [f"{field.name} = {_typed(field)}" for field in changing]
+        found = [f"t.{name} = each.{name}" for name in _KEY]
+        found += [f"t.{field.name} = {_typed(field)}" for field in shape.key]
+    filled = {
+        "sets": ", ".join(sets),
+        "found": " AND ".join(found),
+        "as_t": "" if schema is None else " AS t",
+        "rows": "" if schema is None else f"\n  FROM {_each(shape)}",
+        "table": shape.table,
+        "schema": quoted_prefix(schema),
+    }
+    sql = _CHANGE
+    for name, meaning in filled.items():
+        sql = sql.replace("{" + name + "}", meaning)
+    return sql
+
+
+def _each(shape: Shape) -> str:
+    """Return the rows that lists of texts make, one list per column."""
+    names = [*_KEY, *(field.name for field in shape.fields)]
+    return f"unnest({', '.join(f'CAST(:{name} AS text[])' for name in names)})\n       AS each ({', '.join(names)})"
+
+
+def _typed(field: Field) -> str:
+    return f"CAST(each.{field.name} AS {field.type})"
+
+
+def _columns(shape: Shape, rows: Sequence[RowOf]) -> dict[str, Any]:
+    """Return the rows as PostgreSQL is given them in a statement: a list of texts per column."""
+    columns: dict[str, Any] = {name: [key[place] for key, _ in rows] for place, name in enumerate(_KEY)}
+    for place, field in enumerate(shape.fields):
+        columns[field.name] = [None if row[place] is None else _as_text(field, row[place]) for _, row in rows]
+    return columns
 
 
 def _as_text(field: Field, value: object) -> str:
@@ -190,11 +271,18 @@ def _copied(key: Key, fields: Sequence[Field], row: Values) -> str:
     return "\t".join(cells) + "\n"
 
 
-def _bound(fields: Sequence[Field], row: Values) -> dict[str, Any]:
-    return {
-        field.name: sqlite_time(value) if field.kind is Kind.TIME and value is not None else value
-        for field, value in zip(fields, row, strict=True)
-    }
+def _bound(shape: Shape, rows: Sequence[RowOf]) -> list[Mapping[str, Any]]:
+    """Return the rows as SQLite is given them."""
+    times = [field.kind is Kind.TIME for field in shape.fields]
+    names = [field.name for field in shape.fields]
+    return [
+        key._asdict()
+        | {
+            name: sqlite_time(value) if is_time and value is not None else value
+            for name, is_time, value in zip(names, times, row, strict=True)
+        }
+        for key, row in rows
+    ]
 
 
 def sqlite_time(text: str) -> str:

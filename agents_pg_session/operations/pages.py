@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from agents_pg_session.drivers import Row
 from agents_pg_session.errors import SessionError
-from agents_pg_session.operations.lines import LineWriter, Unfit, named, prefix_of
+from agents_pg_session.operations.archive_lines import LineWriter, Unfit, named, prefix_of
 from agents_pg_session.operations.shapes import PARTS, SESSIONS, Field, Kind, Shape
 from agents_pg_session.passages import Passage
 from agents_pg_session.statements import Key, Step, clause, quoted_prefix

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -20,12 +20,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from agents_pg_session.errors import StorageUnavailable
 from agents_pg_session.failures import describe
 from agents_pg_session.labels import checked_id, checked_text
+from agents_pg_session.operations.loading import loader_of, undisturbed
+from agents_pg_session.operations.pages import SNAPSHOT
 from agents_pg_session.operations.sdk_layouts import find_layouts, source_engine
 from agents_pg_session.operations.sdk_marks import Mark
 from agents_pg_session.operations.sdk_report import Conflict, Orphan, SDKImport, count
-from agents_pg_session.operations.sdk_rows import Batch, Growing, RunningCall
+from agents_pg_session.operations.sdk_rows import Batch, Growing
 from agents_pg_session.operations.sdk_tables import MAIN, PAGE_BYTES, PAGE_ROWS, Layout, SourceSession, present
 from agents_pg_session.operations.sdk_target import Raced, Target
+from agents_pg_session.passages import Passage
+from agents_pg_session.statements import Key, Subject
 from agents_pg_session.store import SessionStore
 
 __all__ = ["Conflict", "Orphan", "SDKImport", "import_sdk"]
@@ -41,6 +45,8 @@ _CHANGED = (
 )
 
 _Key = tuple[str, str | None]
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 
 async def import_sdk(
@@ -108,7 +114,8 @@ class _Moving:
         self._source = source
         self._chosen = chosen
         self._tables = tables
-        self._target = Target(self._database.schema, chosen.tenant)
+        self._loader = loader_of(self._database.schema)
+        self._target = Target(self._database.schema, chosen.tenant, self._loader)
 
     async def all(
         self, layouts: Sequence[Layout], since: datetime | None, progress: Callable[[int, int], None] | None
@@ -137,57 +144,78 @@ class _Moving:
         return await self._source.run_sync(layout.sessions, after=after, only=self._chosen.only, limit=_SESSIONS)
 
     async def _carry(self, layout: Layout, group: Sequence[SourceSession]) -> SDKImport:
-        """Bring a group of sessions in one transaction; again where another import came first."""
-        rows = sum(each.row_count for each in group)
+        """Bring a group of sessions in one transaction; again where somebody else created one of them meanwhile."""
+        bringing = _Bringing(self._source, self._target, self._chosen, layout, self._tables)
+        subject = Subject("import_sdk", writes=not self._chosen.dry_run)
+
+        async def bring(passage: Passage) -> SDKImport:
+            return await bringing.all(passage, group)
+
+        if self._chosen.dry_run:
+            begin = SNAPSHOT["sqlite" if self._database.schema is None else "postgresql"]
+            return await self._database.passage(subject, bring, begin=begin)
+        keys = [Key(self._chosen.tenant, name) for name in map(_name, group) if _fault(name) is None]
         while True:
             try:
-                return await self._database.transaction(
-                    "import_sdk",
-                    lambda connection: self._within(connection, layout, group),
-                    writes=not self._chosen.dry_run,
-                    lasting=60 + rows / 500,  # hundreds of rows a second is what a slow disk does
-                )
+                return await undisturbed(self._database, self._loader, subject, keys, bring)
             except Raced:
                 continue
 
-    def _within(self, target: Connection, layout: Layout, group: Sequence[SourceSession]) -> SDKImport:
-        """Decide about each session on what is here now, then bring what is to be brought. May be repeated."""
-        report = SDKImport()
-        source = self._source.sync_connection
-        assert source is not None, "connected by import_sdk"
-        batch = Batch()
-        names = {(each.session_id, each.branch): _name(each) for each in group}
-        usable = [name for name in names.values() if _fault(name) is None]
-        states = self._target.states(target, usable, lock=not self._chosen.dry_run)
+
+class _Bringing:
+    """A group of sessions on its way, in tries that each may fail; what the last of them wrote may be there all the
+    same, if only its answer was lost."""
+
+    def __init__(
+        self, source: AsyncConnection, target: Target, chosen: _Chosen, layout: Layout, tables: Mapping[str, str]
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._chosen = chosen
+        self._layout = layout
+        self._tables = tables
+        self._marks: dict[str, str] = {}  # that the last try has written
+        self._report = SDKImport()
+
+    async def all(self, passage: Passage, group: Sequence[SourceSession]) -> SDKImport:
+        """Decide about each session on what is here now, then bring what is to be brought."""
+        names = [_name(each) for each in group]
+        usable = [name for name in names if _fault(name) is None]
+        now = await self._target.now(passage)
+        states = await self._target.states(passage, usable, lock=not self._chosen.dry_run)
+        if self._marks and all(name in states and states[name].mark == mark for name, mark in self._marks.items()):
+            return self._report
+        self._marks, self._report, batch = {}, SDKImport(), Batch()
         new: dict[_Key, Growing] = {}
         known: list[Growing] = []
-        for each in group:
-            name = names[each.session_id, each.branch]
+        for each, name in zip(group, names, strict=True):
             state = states.get(name)
             mark = Mark.read(state.mark) if state is not None else None
-            decision = self._decide(source, layout, each, name, state, mark)
+            twice = any(growing.session_id == name for growing in new.values())
+            decision = Conflict(name, _IS_OTHER) if twice else await self._decide(passage, each, name, state, mark)
             if isinstance(decision, Conflict):
-                report.conflict_count += 1
-                report.conflicts.append(decision)
+                self._report.conflict_count += 1
+                self._report.conflicts.append(decision)
             elif not decision:
-                report.skipped += 1
-            elif state is None or mark is None:
-                new[each.session_id, each.branch] = self._begin(source, layout, each, name, batch)
+                self._report.skipped += 1
             else:
-                known.append(self._go_on(source, target, layout, each, state, mark, batch))
-        self._bring(source, target, layout, new, batch, report)
+                growing = await self._begin(passage, each, name, batch, now)
+                if state is not None:
+                    await self._target.take_up(passage, growing, state, mark)
+                if mark is None:
+                    new[each.session_id, each.branch] = growing
+                else:
+                    known.append(growing)
+        if len(new) == 1 and _is_large(next(iter(new.values())).source):
+            known += new.values()
+        elif new:
+            await self._bring(passage, new, batch)
         for growing in known:
-            self._bring_pages(source, target, layout, growing, batch, report)
-        return report
+            await self._bring_pages(passage, growing, batch)
+        return self._report
 
-    def _decide(
-        self,
-        source: Connection,
-        layout: Layout,
-        session: SourceSession,
-        name: str,
-        state: Any,
-        mark: Mark | None,
+    async def _decide(
+        self, passage: Passage, session: SourceSession, name: str, state: Any, mark: Mark | None
     ) -> bool | Conflict:
         """Say whether there is something to bring, or why it must not be brought."""
         if (fault := _fault(name)) is not None:
@@ -196,123 +224,81 @@ class _Moving:
             return True
         if mark is None:
             return Conflict(name, _IS_HERE)
-        if not mark.is_of(session, self._described(layout, session)):
+        if not mark.is_of(session, self._described(session)):
             return Conflict(name, _IS_OTHER)
         moved = (state.last_position, state.item_count) != (mark.last_position, mark.item_count)
         if mark.is_all(session):
             return not moved and not mark.has_usage(session)
-        key = (session.session_id, session.branch)
-        if layout.extent(source, key, layout.read_key(mark.key)) != (mark.row_count, mark.ids, mark.newest):
+        key, until = (session.session_id, session.branch), self._layout.read_key(mark.key)
+        if await self._ask(passage, self._layout.extent, key, until) != (mark.row_count, mark.ids, mark.newest):
             return Conflict(name, _CHANGED)
         return Conflict(name, _WENT_ON) if moved else True
 
-    def _begin(self, source: Connection, layout: Layout, session: SourceSession, name: str, batch: Batch) -> Growing:
+    async def _begin(self, passage: Passage, session: SourceSession, name: str, batch: Batch, now: datetime) -> Growing:
         key = (session.session_id, session.branch)
         return Growing(
-            tenant_id=self._chosen.tenant,
             session_id=name,
             source=session,
-            described=self._described(layout, session),
+            described=self._described(session),
             batch=batch,
+            now=now,
             user_id=self._chosen.user_of(session.session_id),
-            usage=layout.usage(source, key),
-            shared_through=layout.shared_through(source, key),
+            usage=await self._ask(passage, self._layout.usage, key),
+            shared_through=await self._ask(passage, self._layout.shared_through, key),
             forked_from=session.session_id if session.branch not in (None, MAIN) else None,
         )
 
-    def _go_on(
-        self,
-        source: Connection,
-        target: Connection,
-        layout: Layout,
-        session: SourceSession,
-        state: Any,
-        mark: Mark,
-        batch: Batch,
-    ) -> Growing:
-        growing = self._begin(source, layout, session, state.session_id, batch)
-        growing.is_new, growing.mark, growing.forked_from = False, mark, None
-        for name in _COUNTERS:
-            setattr(growing, name, getattr(state, name))
-        for call in self._target.running(target, state.session_id):
-            if call.call_id is not None:
-                growing.waits(call.call_id, RunningCall(call.call_position, call.tool_name))
-        return growing
-
-    def _bring(
-        self,
-        source: Connection,
-        target: Connection,
-        layout: Layout,
-        new: dict[_Key, Growing],
-        batch: Batch,
-        report: SDKImport,
-    ) -> None:
-        if len(new) == 1 and _is_large(next(iter(new.values())).source):
-            self._bring_pages(source, target, layout, next(iter(new.values())), batch, report)
-            return
-        if not new:
-            return
-        found = layout.rows(source, list(new))
+    async def _bring(self, passage: Passage, new: Mapping[_Key, Growing], batch: Batch) -> None:
+        """Bring small sessions, all at once."""
+        found = await self._ask(passage, self._layout.rows, list(new))
         finished = []
         for key, rows in groupby(found, key=lambda pair: pair[0]):
             growing = new[key]
             growing.add([row for _, row in rows])
-            growing.finish()
+            self._finish(growing)
             finished.append(growing)
-        self._write(target, batch, finished)
+        await self._write(passage, batch, finished)
         for growing in finished:
-            count(report, growing, None)
+            count(self._report, growing, None)
 
-    def _bring_pages(
-        self,
-        source: Connection,
-        target: Connection,
-        layout: Layout,
-        growing: Growing,
-        batch: Batch,
-        report: SDKImport,
-    ) -> None:
-        before = growing.row() if not growing.is_new else None
+    async def _bring_pages(self, passage: Passage, growing: Growing, batch: Batch) -> None:
+        """Bring one session, page by page."""
+        mark = growing.mark
+        before = growing.row() if mark is not None else None
         key = (growing.source.session_id, growing.source.branch)
-        after = layout.read_key(growing.mark.key) if growing.mark is not None else None
-        was_known = not growing.is_new
-        while page := layout.page(source, key, after):
+        after = self._layout.read_key(mark.key) if mark is not None else None
+        while page := await self._ask(passage, self._layout.page, key, after):
             after = page[-1].key
             growing.add(page)
-            self._write(target, batch, [growing])
-        if growing.rows_read == 0 and not was_known:
+            await self._write(passage, batch, [] if growing.is_here else [growing])
+        if growing.rows_read == 0 and mark is None:
             return  # it is gone meanwhile
-        growing.finish()
-        self._write(target, batch, [growing])
-        count(report, growing, before)
+        self._finish(growing)
+        await self._write(passage, batch, [growing])
+        count(self._report, growing, before)
 
-    def _write(self, target: Connection, batch: Batch, sessions: Sequence[Growing]) -> None:
+    def _finish(self, growing: Growing) -> None:
+        self._marks[growing.session_id] = growing.finish()
+
+    async def _write(self, passage: Passage, batch: Batch, sessions: Sequence[Growing]) -> None:
         """Write the rows gathered so far, unless it is only asked what would be."""
         if not self._chosen.dry_run:
-            new = [growing.row() for growing in sessions if growing.is_new]
-            known = [growing.row() for growing in sessions if not growing.is_new]
-            self._target.write(target, batch, new, known)
+            await self._target.write(passage, batch, sessions)
         batch.empty()
-        for growing in sessions:
-            growing.is_new = False
 
-    def _described(self, layout: Layout, session: SourceSession) -> dict[str, Any]:
+    async def _ask(
+        self,
+        passage: Passage,
+        question: Callable[Concatenate[Connection, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Ask the source, while our transaction waits."""
+        return await passage.aside(self._source.run_sync(question, *args, **kwargs))
+
+    def _described(self, session: SourceSession) -> dict[str, Any]:
         """What the mark says of where a session came from."""
-        return {"kind": layout.kind, **self._tables, "session_id": session.session_id, "branch": session.branch}
-
-
-_COUNTERS = (
-    "last_position",
-    "last_event_id",
-    "item_count",
-    "message_count",
-    "turn_count",
-    "tool_run_count",
-    "tool_error_count",
-    "input_tokens",
-    "output_tokens",
-)
+        return {"kind": self._layout.kind, **self._tables, "session_id": session.session_id, "branch": session.branch}
 
 
 def _groups(sessions: Sequence[SourceSession]) -> Iterator[list[SourceSession]]:

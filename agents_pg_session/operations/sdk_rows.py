@@ -39,7 +39,7 @@ class RunningCall(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """Rows of any number of sessions on their way in, as the statements bind them."""
+    """Rows of any number of sessions on their way in, by column; whoever writes them knows the tenant."""
 
     items: list[dict[str, Any]] = field(default_factory=list)
     tool_runs: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
@@ -57,7 +57,6 @@ class Batch:
 class Growing:
     """A session of ours while rows of the source are added to it."""
 
-    tenant_id: str
     session_id: str
     source: SourceSession
     described: Mapping[str, Any]
@@ -66,8 +65,9 @@ class Growing:
     usage: Mapping[int, TurnUsage] = field(default_factory=dict)
     shared_through: int = 0
     forked_from: str | None = None
-    is_new: bool = True
-    # What it has come to; the counters of a session that is there already are where it stands.
+    is_here: bool = False  #: its row is there
+    now: datetime | None = None  #: by our database's clock: when an import is, and what tells no time of its own
+    # What it has come to; a session that is there already begins where it stands.
     last_position: int = 0
     last_event_id: int = 0
     item_count: int = 0
@@ -77,7 +77,10 @@ class Growing:
     tool_error_count: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
     active_at: datetime | None = None
+    forked_at: datetime | None = None
     forked_through: int | None = None
     running: dict[str, list[RunningCall]] = field(default_factory=dict)
     nameless_running: int = 0
@@ -114,13 +117,15 @@ class Growing:
         for group in groups:
             self._append(group)
 
-    def finish(self) -> None:
-        """Take what still waits, and say in the session's own record how far it was imported."""
+    def finish(self) -> str:
+        """Take what still waits, and say in the session's own record how far it was imported; return what it says."""
         if self._held:
             self._append(self._held)
             self._held = []
         self._tell_runs()
-        self._event(MARK, self._mark().payload(), None)
+        payload = self._mark().payload()
+        self._event(MARK, payload, None)
+        return payload
 
     @property
     def orphan_calls(self) -> int:
@@ -129,10 +134,8 @@ class Growing:
 
     def row(self) -> dict[str, Any]:
         """Return the session's row as it is now."""
-        created_at = self.source.created_at or self._clock
-        return {
-            "tenant_id": self.tenant_id,
-            "session_id": self.session_id,
+        created_at = self.created_at or self.source.created_at or self._clock or self.now
+        return self._key() | {
             "user_id": self.user_id,
             "last_position": self.last_position,
             "last_event_id": self.last_event_id,
@@ -145,15 +148,16 @@ class Growing:
             "output_tokens": self.output_tokens,
             "forked_from": self.forked_from,
             "forked_through": self.forked_through,
-            "forked_at": created_at if self.forked_from is not None else None,
+            "forked_at": self.forked_at or (created_at if self.forked_from is not None else None),
             "created_at": created_at,
-            "updated_at": _latest(self.source.updated_at, self._clock),
+            "updated_at": _latest(self.updated_at, self.source.updated_at, self._clock) or self.now,
             "active_at": self.active_at or created_at,
         }
 
     def _append(self, rows: Sequence[SourceRow]) -> None:
         """One append of the source."""
-        self._clock = rows[0].created_at or self._clock or self.source.created_at
+        self._clock = rows[0].created_at or self._clock or self.source.created_at or self.now
+        self.created_at = self.created_at or self.source.created_at or self._clock
         kept: list[tuple[SourceRow, Item]] = []
         for row in rows:
             self._count(row)
@@ -287,13 +291,13 @@ class Growing:
                 "event_id": self.last_event_id,
                 "kind": kind,
                 "run_id": run_id,
-                "created_at": None if kind == MARK else self._clock,  # an import is now
+                "created_at": self.now if kind == MARK else self._clock,
                 "payload": None if payload == "null" else payload,
             }
         )
 
     def _key(self) -> dict[str, Any]:
-        return {"tenant_id": self.tenant_id, "session_id": self.session_id}
+        return {"session_id": self.session_id}
 
     # -- turns whose tokens the source knows
 
@@ -316,14 +320,15 @@ class Growing:
             if usage is None:
                 continue
             counts = usage._asdict()
-            ended = _latest(counts.pop("created_at"), began or self._clock)
+            ended = _latest(counts.pop("created_at"), began or self._clock) or self.now
             self.run_count += 1
             self.input_tokens += usage.input_tokens
             self.output_tokens += usage.output_tokens
             self.batch.runs.append(
                 self._key()
                 | counts
-                | {"run_id": f"turn-{user_turn}", "turn": turn, "started_at": began or ended, "finished_at": ended}
+                | {"run_id": f"turn-{user_turn}", "status": "completed", "turn": turn}
+                | {"started_at": began or ended, "last_seen_at": ended, "finished_at": ended}
             )
 
     # -- how far it has come

@@ -7,8 +7,10 @@ behind.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum, auto
 from functools import cache
+from typing import Any
 
 from sqlalchemy import JSON, Boolean, Column, DateTime, Float, Integer, Table, Uuid
 from sqlalchemy.dialects import postgresql
@@ -16,7 +18,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from agents_pg_session.tables import TABLES, metadata_for
 
-__all__ = ["PARTS", "SESSIONS", "Field", "Kind", "Shape", "shapes"]
+__all__ = ["PARTS", "SESSIONS", "Field", "Kind", "Shape", "Values", "shapes", "told_time"]
 
 SESSIONS = "sessions"
 
@@ -24,6 +26,9 @@ SESSIONS = "sessions"
 PARTS = tuple(table for table in TABLES if table != SESSIONS)
 
 _KEY = ("tenant_id", "session_id")
+#: A row on its way, in the order of its shape's fields: JSON as text, times as `told_time` writes them.
+Values = list[Any]
+
 _LEFT_BEHIND = frozenset({"fenced_ids", "lease_id", "lease_until", "claimed_at", "claimed_by", "claimed_until"})
 
 
@@ -69,6 +74,12 @@ class Shape:
             return self
         fields = tuple(field for field in self.fields if field.name in names)
         return Shape(self.table, self.key, fields, self.names & names)
+
+
+def told_time(moment: datetime) -> str:
+    """Return a time as rows on their way have it: ISO 8601 in UTC, with microseconds; one without a zone is in UTC."""
+    utc = moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo is not None else moment
+    return f"{utc.isoformat(timespec='microseconds')}Z"
 
 
 @cache

@@ -15,14 +15,22 @@ import pytest
 from agents_pg_session import SessionStore
 from agents_pg_session.operations.following import Told, follow
 from tests.acceptance.test_ops_sql import live_a_day
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, file
 from tests.migrations.actions import execute
+
+__all__ = ["file"]
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
 LOST = (
     "UPDATE agents.runs SET started_at = now() - interval '31 min', last_seen_at = now() - interval '30 min'"
     " WHERE session_id = 'chat-4'"
+)
+
+#: What somebody does by hand to a database that doctor then finds fault with.
+BROKEN = (
+    "UPDATE sessions SET item_count = item_count - 3 WHERE session_id = 'chat-1'",
+    "DELETE FROM items WHERE session_id = 'chat-3' AND position = 5",
 )
 
 #: Commands that do not end with exit code 0 on that day: the server of the tests has settings that lose data.
@@ -86,6 +94,25 @@ def test_every_command_has_json_too(shop: Cli) -> None:
     for line, answer in commands():
         if answer and "tail" not in line:
             assert shop(*shlex.split(line), "--json").out.count("\n") == 1, line
+
+
+def test_what_the_page_shows_of_a_broken_database(file: Cli) -> None:
+    """Two rows changed by hand: doctor finds what the page shows, mends it, and then finds nothing."""
+    found, mended = re.findall(r"^```txt\n((?:FAULT|acme / ).*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+    async def break_it() -> None:
+        async with SessionStore.open(str(file.url)) as store:
+            await live_a_day(store)
+            async with store.engine.begin() as connection:
+                for statement in BROKEN:
+                    await connection.exec_driver_sql(statement)
+
+    asyncio.run(break_it())
+
+    assert words(file("doctor").out) == words(found)
+    assert words(file("doctor", "--repair", "--dry-run").out) == words(mended)
+    assert file("doctor", "--repair").code == 0
+    assert file("doctor").code == 0
 
 
 def test_the_page_names_every_group_of_commands_for_looking() -> None:

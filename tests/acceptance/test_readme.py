@@ -6,13 +6,16 @@ import ast
 import asyncio
 import inspect
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import agents
 import pytest
+from typer.main import get_command
 
+from agents_pg_session.cli.app import app
 from tests.acceptance.agents_for_tests import TELLS_TOOL_ERRORS
 from tests.acceptance.responses_api import ResponsesAPI, responses_api
 
@@ -98,3 +101,24 @@ def test_the_make_targets_exist() -> None:
 
     assert named, "README.md names no make target in a ```bash block"
     assert named <= targets
+
+
+def test_the_commands_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `agents-pg-session` command the README names is one, with these arguments and options."""
+    monkeypatch.setenv("AGENTS_PG_URL", "sqlite://")
+    group = get_command(app)
+    [table] = re.findall(r"^\| I want to … \| run \|\n\|.*\n((?:\|.*\n)+)", README, flags=re.MULTILINE)
+    named = [code.removeprefix("agents-pg-session ") for code in re.findall(r"`([^`]+)`", table)]
+    named += re.findall(r"^agents-pg-session ([^#>\n]+)", "\n".join(blocks("bash")), flags=re.MULTILINE)
+
+    assert len(named) > 15
+    for line in named:
+        assert _parses(group, shlex.split(line)), line
+
+
+def _parses(command: Any, arguments: list[str]) -> bool:
+    """Say whether a command takes its arguments, down to the last of its subcommands; nothing is run."""
+    while hasattr(command, "commands"):
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    with command.make_context("agents-pg-session", arguments) as context:
+        return bool(context.params)

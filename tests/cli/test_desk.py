@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import os
 import pty
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agents_pg_session.cli import desk as module
+from agents_pg_session.cli import main
 from tests.cli.conftest import Cli
 from tests.cli.processes import running
 from tests.cli.writing import append
@@ -68,6 +71,7 @@ def test_a_closed_pipe_is_no_error(file: Cli, python: Python) -> None:
     """`… | head` gets its lines and the command ends quietly, whether it printed for people or for programs."""
     code = (
         "import os, sys; nobody, reads = os.pipe(); os.close(nobody); os.dup2(reads, 1)\n"
+        "sys.stdout = open(1, 'w', closefd=False)\n"
         "from agents_pg_session.cli import main; sys.argv[1:] = {!r}.split(); main()"
     )
     asyncio.run(append(file, "s", [user("hi")]))
@@ -94,14 +98,14 @@ def test_a_person_is_asked(file: Cli, tmp_path: Path, typed: bytes, code: int, t
         process.join(60)
 
         assert process.exitcode == code
-        assert b"1 items" in said
+        assert b"1 item," in said
     os.close(inside)
     os.close(terminal)
     assert (file("sessions", "show", "s").code == 0) == there
 
 
 def test_ctrl_c_is_130(tmp_path: Path) -> None:
-    """An interrupted command says nothing but its exit code."""
+    """An interrupted command says so in one line, prints nothing, and ends with 130."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://u@127.0.0.1:{silent.getsockname()[1]}/d"
         with running(("sessions", "list", "--url", url), {}, tmp_path / "said") as process:
@@ -113,4 +117,32 @@ def test_ctrl_c_is_130(tmp_path: Path) -> None:
 
             assert process.exitcode == 130
     assert (tmp_path / "said.out").read_text() == ""
-    assert (tmp_path / "said.err").read_text() == ""
+    assert (tmp_path / "said.err").read_text() == "agents-pg-session: interrupted\n"
+
+
+def test_ctrl_c_while_it_is_still_starting(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever presses Ctrl-C before all is imported gets the same exit code, and no traceback."""
+
+    def interrupt(name: str, *arguments: Any) -> Any:
+        if name == "agents_pg_session.cli.app":
+            raise KeyboardInterrupt
+        return imported(name, *arguments)
+
+    imported = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    assert ended.value.code == 130
+
+
+def test_to_look_at_a_file_that_is_not_there_makes_none(cli: Cli, tmp_path: Path) -> None:
+    """A mistyped SQLite file is said to be missing, with the command that makes one; nothing is left behind."""
+    url = f"sqlite:///{tmp_path / 'mistyped.db'}"
+    for command in (("sessions", "list"), ("doctor",), ("db", "check")):
+        answer = cli(*command, "--url", url)
+
+        assert answer.code == 1
+        assert "mistyped.db" in answer.err
+        assert "agents-pg-session db upgrade" in answer.err
+    assert list(tmp_path.iterdir()) == []

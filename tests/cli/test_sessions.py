@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 from agents_pg_session import SessionStore
 from tests.cli.conftest import Cli
@@ -228,6 +229,29 @@ def test_delete_asks_first(file: Cli) -> None:
     answer = file("sessions", "delete", "s")
 
     assert answer.code == 2
-    assert "1 items" in answer.err
+    assert "1 item," in answer.err
     assert "--yes" in answer.err
     assert file("sessions", "show", "s").code == 0
+
+
+def test_names_are_not_broken_in_a_narrow_terminal(file: Cli) -> None:
+    """Where ids do not fit beside each other they stand below each other, whole, so that they can be copied."""
+    names = [str(uuid4()) for _ in range(3)]
+    asyncio.run(append(file, names[0], [user("hi")], tenant=names[1], user_id=names[2], agent="Support agent"))
+    told = file("sessions", "list", "--all-tenants", width=80).out
+
+    assert all(name in told for name in names)
+    assert max(map(len, told.splitlines())) <= 80
+    wide = file("sessions", "list", "--all-tenants", width=200).out
+    assert any(all(name in line for name in names) for line in wide.splitlines())
+
+
+def test_an_empty_list_says_so(file: Cli) -> None:
+    """Whoever forgot --tenant is told that only sessions of no tenant were looked at; --json stays a document."""
+    for command in (("sessions", "list"), ("waiting",), ("tools", "failed")):
+        answer = file(*command)
+
+        assert (answer.code, answer.out) == (0, "")
+        assert "of no tenant: --tenant or --all-tenants" in answer.err
+        assert "of tenant acme" in file(*command, "--tenant", "acme").err
+    assert file("sessions", "list", "--json").json == {"sessions": [], "next": None}

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from agents_pg_session import SessionStore
 from agents_pg_session.cli.app import app
+from agents_pg_session.cli.charts import upright
 from agents_pg_session.operations import statistics as module
 from agents_pg_session.operations.statistics import slow_tools, statistics
 from tests.cli.conftest import Cli
@@ -168,3 +169,13 @@ async def test_what_cannot_be_asked(store: SessionStore) -> None:
         await statistics(store, since=timedelta(days=1), tenant="a", all_tenants=True)
     with pytest.raises(ValueError, match="limit must be a whole number"):
         await slow_tools(store, since=timedelta(days=1), limit=-1)
+
+
+def test_no_label_below_a_chart_is_cut() -> None:
+    """A label that has no room left at the right is left out, not cut to another time."""
+    labels = [f"{hour % 24:02}:00" for hour in range(20, 45)]
+    *_, floor, below = upright([1] * 25, labels, 78, ascii_only=True)
+
+    assert below.plain.split()[0] == "20:00"
+    assert set(below.plain.split()) <= set(labels)
+    assert len(below.plain) <= len(floor.plain)

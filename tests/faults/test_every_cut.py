@@ -20,7 +20,7 @@ from sqlalchemy import make_url
 from agents_pg_session import SessionStore
 from agents_pg_session.testing.proxy import ANSWER, Fault, Message, Proxy, Side
 from tests.faults.network import healed
-from tests.faults.verbs import COMPOSITE, TRANSACTIONS, VERBS, Verb, in_peace, known
+from tests.faults.verbs import COMPOSITE, VERBS, Verb, in_peace, known
 from tests.items import user
 from tests.sampling import DRIVERS
 from tests.tally import Tally
@@ -43,7 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pairs = [*(("cut", verb) for verb in verbs), *(("stall", verb) for verb in stalled)]
         metafunc.parametrize(("how", "verb"), pairs)
     elif metafunc.function is test_a_verb_whose_recovery_is_disturbed_takes_effect_once:
-        metafunc.parametrize("verb", [verb for verb in recovering if verb not in TRANSACTIONS])
+        metafunc.parametrize("verb", recovering)
     elif metafunc.function is test_a_verb_cancelled_anywhere_takes_effect_whole_or_not_at_all:
         metafunc.parametrize("verb", [verb for verb in cancelled if verb not in COMPOSITE])
 

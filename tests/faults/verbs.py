@@ -19,7 +19,7 @@ from agents_pg_session.purging import Purge, rule_of
 from tests.acceptance.agents_for_tests import QUIET, calls, says, scripted
 from tests.items import assistant, call, output, user
 
-__all__ = ["COMPOSITE", "FAILED", "HISTORY", "TRANSACTIONS", "VERBS", "Arm", "Verb", "in_peace", "known", "paused"]
+__all__ = ["COMPOSITE", "FAILED", "HISTORY", "VERBS", "Arm", "Verb", "in_peace", "known", "paused"]
 
 #: Makes the next statement the one that something happens to; does nothing in peace.
 Arm = Callable[[], None]
@@ -330,9 +330,6 @@ VERBS: dict[str, Verb] = {
     "expire on nothing": on_nothing(lambda session: session.expire(None)),
     "delete on nothing": on_nothing(lambda session: session.delete()),
 }
-
-#: A transaction from its second statement on: while it is frozen, the server holds its locks.
-TRANSACTIONS = {"append after the end"}
 
 #: More than one change: who is cancelled in the middle leaves what it had done.
 COMPOSITE = {

@@ -71,3 +71,15 @@ def run(*command: str | Path, cwd: Path | None = None, **settings: str) -> subpr
     return subprocess.run(
         command, cwd=cwd or ROOT.parent, env=environment(**settings), capture_output=True, text=True, timeout=100
     )
+
+
+def complaints(printed: str) -> list[str]:
+    """What a crowd printed, but for the steps its upgrades took and that they waited for each other."""
+    said = (
+        "upgrade ",
+        "building index ",
+        "another upgrade of this database is at work",
+        "waiting for ",
+        "create_tables: LockNotAvail",
+    )
+    return [line for line in printed.splitlines() if not line.startswith(said)]

@@ -282,7 +282,7 @@ def test_inside_their_environment_ours_cannot_run(
     status, said = alembic(app, python, "upgrade", "head")
 
     assert status != 0
-    assert "KeyError: 'config'" in said
+    assert re.search(r"KeyError: '(config|script)'", said)  # whichever of its names Alembic forgets first
 
 
 def test_as_a_branch_of_theirs_ours_refuse(application: Callable[[str | None], Application]) -> None:

@@ -14,18 +14,12 @@ from agents_pg_session import PGSession
 from agents_pg_session.migrations import upgrade
 from agents_pg_session.testing.pgbouncer import PgBouncer
 from tests.items import user
-from tests.migrations.actions import ROOT, check, environment, execute
+from tests.migrations.actions import ROOT, check, complaints, environment, execute
 from tests.migrations.catalog import difference, of_postgres, of_sqlite
 from tests.programs import FORKED, Python
 
 UPGRADES = ["upgrade"] * 10
 MIXED = ["upgrade", "create"] * 5
-
-
-def complaints(printed: str) -> list[str]:
-    """What a crowd printed, but for the steps its upgrades took and that they waited for each other."""
-    said = ("upgrade ", "building index ", "another upgrade of this database is at work", "create_tables: LockNotAvail")
-    return [line for line in printed.splitlines() if not line.startswith(said)]
 
 
 @pytest.mark.parametrize("actions", [UPGRADES, MIXED], ids=["upgrade", "upgrade and create"])

@@ -18,10 +18,10 @@ from sqlalchemy import text
 from agents_pg_session import SessionError, SessionStore
 from agents_pg_session.operations import archive
 from agents_pg_session.operations.archive import BadArchive
+from agents_pg_session.operations.archive_lines import LineReader, LineWriter, prefix_of
 from agents_pg_session.operations.exporting import Selection, export_sessions
 from agents_pg_session.operations.files import written_whole
 from agents_pg_session.operations.importing import import_sessions
-from agents_pg_session.operations.lines import LineReader, LineWriter, prefix_of
 from agents_pg_session.operations.pages import _page_sql
 from agents_pg_session.operations.shapes import shapes
 from agents_pg_session.statements import Key

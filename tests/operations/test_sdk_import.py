@@ -219,6 +219,24 @@ async def test_branches_become_sessions(store: SessionStore, source: Source, new
 
 @pytest.mark.parametrize("source", [KINDS[3]], indirect=True)
 @ON_BOTH
+async def test_two_of_one_name(store: SessionStore, source: Source, new_id: Callable[[], str]) -> None:
+    """Where a session is called what a branch of another would be called here, one of them comes; both times the other
+    is a conflict."""
+    session_id = new_id()
+    async with source.session(session_id) as session:
+        await converse(session)
+        await session.create_branch_from_turn(2, "b")
+    await source.add(f"{session_id}/b", [user("mine")])
+    first = await import_sdk(store, **source.options)
+    second = await import_sdk(store, **source.options)
+
+    assert (first.sessions, second.skipped) == (2, 2)
+    assert [each.session_id for each in first.conflicts] == [f"{session_id}/b"]
+    assert second.conflicts == first.conflicts
+
+
+@pytest.mark.parametrize("source", [KINDS[3]], indirect=True)
+@ON_BOTH
 async def test_tokens_become_runs(store: SessionStore, source: Source, new_id: Callable[[], str]) -> None:
     """Each turn whose tokens the source knows is a run, also where they were told after the import."""
     session_id = new_id()

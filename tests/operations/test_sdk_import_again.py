@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from agents_pg_session import SessionStore
 from agents_pg_session.operations import sdk_import
 from agents_pg_session.operations.sdk_import import SDKImport, import_sdk
+from agents_pg_session.operations.sdk_target import Target
+from agents_pg_session.passages import Passage
 from tests.items import assistant, call, output, user
 from tests.operations.sdk_sources import KINDS, Source, converse, record
 
@@ -54,6 +57,23 @@ async def test_running_it_again_brings_what_is_new(
     assert (await session.info()).turn_count == 2
     assert (first.sessions, second.continued, second.skipped, third.skipped) == (2, 1, 1, 2)
     assert (second.items, third.items) == (3, 0)
+
+
+@ON_BOTH
+async def test_what_is_no_turn_is_no_activity(store: SessionStore, source: Source, new_id: Callable[[], str]) -> None:
+    """A later import changes of a session what has changed: without another turn, it was last active when it was."""
+    session_id = new_id()
+    await source.add(session_id, [user("hi")], [user("and?")])
+    await source.write("UPDATE {sessions} SET created_at = '2025-01-01 00:00:00'")
+    await import_sdk(store, **source.options, user_from="^.")
+    before = await store.session(session_id).info()
+    await source.add(session_id, [assistant("hello")])
+    await import_sdk(store, **source.options)
+    after = await store.session(session_id).info()
+
+    assert (after.active_at, after.created_at, after.user_id) == (before.active_at, before.created_at, session_id[0])
+    assert after.item_count == before.item_count + 1
+    assert after.updated_at >= before.updated_at
 
 
 @ON_BOTH
@@ -153,6 +173,41 @@ async def test_two_imports_at_once(
     assert sum(each.skipped for each in reports) == len(ids)
     for session_id in ids:
         assert await store.session(session_id).get_items() == await source.items(session_id)
+
+
+@pytest.mark.parametrize("backend", ["asyncpg", "psycopg"], indirect=True)
+async def test_who_writes_first_has_the_session(
+    store: SessionStore, source: Source, new_id: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that somebody begins here while it is about to be imported is theirs, and a conflict."""
+    session_id = new_id()
+    await source.add(session_id, [user("hi")])
+    states, looks = Target.states, itertools.count(1)
+
+    async def then_written(self: Target, passage: Passage, names: Sequence[str], *, lock: bool) -> Any:
+        found = await states(self, passage, names, lock=lock)
+        if next(looks) == 1:
+            await store.session(session_id).add_items([user("mine")])
+        return found
+
+    monkeypatch.setattr(Target, "states", then_written)
+    report = await import_sdk(store, **source.options)
+
+    assert (report.sessions, report.conflict_count) == (0, 1)
+    assert await store.session(session_id).get_items() == [user("mine")]
+
+
+@ON_BOTH
+async def test_a_reserved_name_is_taken_over(store: SessionStore, source: Source, new_id: Callable[[], str]) -> None:
+    """A session that holds nothing yet but somebody's lease is filled, with the times of the source."""
+    session_id = new_id()
+    await source.add(session_id, [user("hi")])
+    await source.write("UPDATE {sessions} SET created_at = '2025-01-01 00:00:00'")
+    async with store.session(session_id).exclusive():
+        report = await import_sdk(store, **source.options)
+
+    info = await store.session(session_id).info()
+    assert (report.sessions, info.item_count, info.created_at.year) == (1, 1, 2025)
 
 
 @ON_BOTH

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ import pytest
 from sqlalchemy import Connection, make_url
 
 from agents_pg_session import SessionStore, StorageUnavailable
-from agents_pg_session.operations import sdk_import, sdk_tables, sdk_target
+from agents_pg_session.operations import loading, sdk_import, sdk_tables, sdk_target
 from agents_pg_session.operations.sdk_import import import_sdk
 from agents_pg_session.operations.sdk_tables import Layout, SourceRow
+from agents_pg_session.passages import Passage
+from agents_pg_session.statements import Key, Subject
 from agents_pg_session.testing.proxy import Fault, Proxy
 from tests.conftest import Backend
 from tests.items import assistant, user
@@ -129,9 +133,105 @@ async def test_a_connection_that_is_lost_is_no_reason_to_stop(
         for passed in range(1, 14, 4):
             await source.add(session_id, [user(f"{passed}")])
             proxy.fault = Fault("cut", "server", passed)
-            await import_sdk(fragile, **source.options)
+            report = await import_sdk(fragile, **source.options)
+            assert (report.sessions + report.continued, report.items, report.skipped) == (1, 1 + (passed == 1) * 2, 0)
             assert await store.session(session_id).get_items() == await source.items(session_id)
     assert proxy.faults >= 3
+
+
+@pytest.mark.parametrize("backend", ["asyncpg", "psycopg"], indirect=True)
+async def test_a_lost_answer_to_a_commit_is_found_out(
+    backend: Backend, store: SessionStore, source: Source, new_id: Callable[[], str], proxy: Proxy
+) -> None:
+    """What is in, although nobody heard so, is reported as brought, not as skipped, and is there once."""
+    session_id, answers = new_id(), 0
+    behind = make_url(backend.url).set(port=proxy.port)
+    async with SessionStore.open(behind) as fragile:
+        for number in range(4):
+            await source.add(session_id, [user(f"{number}")])
+            proxy.watched = []
+            if number == 3:  # as many messages as the last time, but for the answer to the commit
+                proxy.fault = Fault("cut", "server", answers - 2)
+            report = await import_sdk(fragile, **source.options)
+            answers = [message.side for message in proxy.watched].count("server")
+
+    assert (report.sessions, report.continued, report.skipped, report.items) == (0, 1, 0, 1)
+    assert proxy.faults == 1
+    assert await store.session(session_id).get_items() == await source.items(session_id)
+
+
+@pytest.mark.parametrize("backend", ["asyncpg"], indirect=True)
+async def test_a_slow_source_is_no_reason_to_stop(
+    backend: Backend, source: Source, new_id: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long the SDK's database takes for an answer does not count as time that ours has taken."""
+    session_id = new_id()
+    await source.add(session_id, [user("hi")])
+    rows = Layout.rows
+
+    def slow(*asked: Any) -> Any:
+        time.sleep(0.4)
+        return rows(*asked)
+
+    monkeypatch.setattr(Layout, "rows", slow)
+    async with SessionStore.open(backend.url, retry_for=0.3) as hasty:
+        report = await import_sdk(hasty, **source.options)
+
+    assert report.sessions == 1
+
+
+@pytest.mark.parametrize("backend", ["asyncpg"], indirect=True)
+async def test_an_import_waits_for_another_one_as_long_as_it_takes(
+    backend: Backend, source: Source, new_id: Callable[[], str]
+) -> None:
+    """While another import, of whatever kind, is at the same session, this one neither fails nor gives up."""
+    session_id = new_id()
+    await source.add(session_id, [user("hi")])
+    loader = loading.loader_of("agents")
+    there, over = asyncio.Event(), asyncio.Event()
+
+    async def busy(passage: Passage) -> None:
+        assert await loader.alone(passage, [Key("", session_id)])
+        there.set()
+        await passage.aside(over.wait())
+
+    async with SessionStore.open(backend.url, retry_for=0.3, command_timeout=0.2) as hasty:
+        somebody = asyncio.create_task(hasty._database.passage(Subject("import"), busy, begin=loader.begin))
+        await there.wait()
+        task = asyncio.create_task(import_sdk(hasty, **source.options))
+        finished, _ = await asyncio.wait({task}, timeout=0.8)
+        over.set()
+        await somebody
+        report = await task
+
+    assert not finished
+    assert report.sessions == 1
+
+
+@ON_BOTH
+@pytest.mark.usefixtures("small_pages")
+async def test_a_cancelled_import_leaves_whole_sessions(
+    store: SessionStore, source: Source, new_id: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of a session, while the source is read, takes it back; beginning anew brings it."""
+    session_id = new_id()
+    await source.add(session_id, *[[user(f"{number}")] for number in range(5)])
+    page, pages, reading = Layout.page, itertools.count(1), asyncio.Event()
+
+    def noted(*asked: Any) -> Any:
+        if next(pages) == 2:
+            reading.set()
+        return page(*asked)
+
+    monkeypatch.setattr(Layout, "page", noted)
+    task = asyncio.create_task(import_sdk(store, **source.options))
+    await reading.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert await store.session(session_id).get_items() == []
+    assert (await import_sdk(store, **source.options)).items == 5
 
 
 @ON_SQLITE
@@ -232,14 +332,14 @@ asyncio.run(main(*sys.argv[1:]))
 async def test_memory_does_not_grow_with_a_session(
     backend: Backend, tmp_path: Path, sdk_database: str, python: Python
 ) -> None:
-    """One session of 20,000 items and 60 MB is imported with a fraction of that in memory."""
+    """One session of 10,000 items and 60 MB is imported with a fraction of that in memory."""
     source = Source.of(KINDS[2], tmp_path, sdk_database)
     await source.add("giant", [user("begin")])
     await source.write(
-        "WITH RECURSIVE n (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM n WHERE value < 19999) "
+        "WITH RECURSIVE n (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM n WHERE value < 9999) "
         "INSERT INTO {messages} (session_id, message_data, created_at) "
         "SELECT 'giant', json_object('role', 'user', 'content', value || $1), '2025-01-01 00:00:00' FROM n",
-        "x" * 3000,
+        "x" * 6000,
     )
     done = await asyncio.to_thread(
         python, "-c", IMPORT, source.url, backend.url, cwd=tmp_path, env={"PATH": os.defpath, "HOME": str(tmp_path)}
@@ -247,17 +347,23 @@ async def test_memory_does_not_grow_with_a_session(
 
     assert done.stderr == ""
     items, grown = map(int, done.stdout.split())
-    assert items == 20_000
+    assert items == 10_000
     assert grown < 50, f"{grown} MiB more"
 
 
 async def test_statements_can_be_pasted_into_psql(postgres_url: str) -> None:
     """PostgreSQL accepts each of the target's statements as it is, once its values have types."""
+    words = {"schema": "agents.", "now": "now()", "among": "= ANY (CAST(:among AS text[]))", "lock": "", "mark": "x"}
+    statements = [loading.open_sql("agents", sdk_target.written()["sessions"])]
+    statements += [loading.change_sql("agents", shape) for shape in sdk_target.changed().values()]
+    for sql in sdk_target.QUESTIONS.values():
+        for name, meaning in words.items():
+            sql = sql.replace("{" + name + "}", meaning)
+        statements.append(sql)
     connection = await asyncpg.connect(postgres_url)
     try:
-        for name, sql in vars(sdk_target).items():
-            if name.endswith("_ON_POSTGRES"):
-                await connection.prepare(numbered(sql.replace("{schema}", "agents.")))
+        for sql in statements:
+            await connection.prepare(numbered(sql))
     finally:
         await connection.close()
 

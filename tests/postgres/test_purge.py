@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from agents_pg_session import Purged, SessionStore, purging
+from agents_pg_session.drivers import driver_of
 from agents_pg_session.entries import compose
 from agents_pg_session.labels import checked_labels
 from agents_pg_session.statements import Key
@@ -117,6 +118,29 @@ async def test_what_was_fenced_stays_fenced(
 
     assert await database.read(write.attempt(lost)) == []
     assert await session.get_items() == [user("new")]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["there", "gone by now"])
+async def test_who_vanishes_while_it_begins_a_session_lets_go_of_it(
+    store: SessionStore, observer: asyncpg.Connection, new_id: Callable[[], str], there: bool
+) -> None:
+    """Between two statements of a patient append the server waits five seconds for us, also where there was no row to
+    lock: the next statement makes one, and TCP may take hours to notice that nobody comes back.
+    """
+    session = store.session(new_id())
+    if there:
+        await session.add_items([user("old")])
+    write = PostgresStatements("agents").append(
+        Key("", session.session_id), compose([user("new")], checked_labels(None, None, None)), patient=True
+    )
+    lock, *_ = write.attempt("00000000-0000-4000-8000-00000000000e").steps
+    async with observer.transaction():
+        sql, names = driver_of(store.engine.dialect).rendered(lock.clause)
+        assert isinstance(lock.values, Mapping)
+        await observer.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        await observer.fetch(sql, *(lock.values[name] for name in names))
+
+        assert await observer.fetchval("SHOW idle_in_transaction_session_timeout") == "5s"
 
 
 async def test_appends_stay_hot_while_they_move_the_end(own_url: str) -> None:

@@ -64,8 +64,7 @@ SELECT s.tenant_id, s.session_id, s.item_count, s.message_count, s.turn_count, s
     )
 } AS i ON {_of("i")}{
     _grouped(
-        "count(*) AS found, max(t.call_position) AS reach,"
-        " count(CASE WHEN t.status = 'failed' THEN 1 END) AS failed",
+        "count(*) AS found, max(t.call_position) AS reach, count(CASE WHEN t.status = 'failed' THEN 1 END) AS failed",
         "tool_runs",
     )
 } AS c ON {_of("c")}{

@@ -68,11 +68,13 @@ OPENED = OPENED.replace("{fresh}", "")
 
 # Wait for the session's other writers. The statement after it in the same transaction sees all they did. Should our
 # connection vanish between the two, the server lets go of the lock by itself instead of waiting for TCP to notice.
+# (Also where there is no row yet: the statement after this one may make it. `count` answers a row in any case.)
 LOCK = """
 SELECT set_config('idle_in_transaction_session_timeout', '5s', true)
-  FROM (SELECT FROM {schema}sessions
-         WHERE tenant_id = :tenant_id AND session_id = :session_id
-           FOR UPDATE) AS locked
+  FROM (SELECT count(*) FROM (
+            SELECT FROM {schema}sessions
+             WHERE tenant_id = :tenant_id AND session_id = :session_id
+               FOR UPDATE) AS session) AS locked
 """
 
 # The same for what may begin a session: one that has expired is erased, with everything about it. What was fenced off

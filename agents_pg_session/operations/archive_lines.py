@@ -18,14 +18,11 @@ from uuid import UUID
 
 from pydantic_core import from_json
 
-from agents_pg_session.operations.shapes import Field, Kind, Shape
+from agents_pg_session.operations.shapes import Field, Kind, Shape, Values, told_time
 from agents_pg_session.statements import Key
 from agents_pg_session.texts import shown
 
-__all__ = ["LineReader", "LineWriter", "Unfit", "Values", "is_json", "named", "prefix_of", "table_of"]
-
-#: A row out of a line, in the order of its shape's fields: JSON as text, times as the line has them.
-Values = list[Any]
+__all__ = ["LineReader", "LineWriter", "Unfit", "is_json", "named", "prefix_of", "table_of"]
 
 _LENGTH_OF_TIME = len("2026-01-01T00:00:00.000000Z")
 
@@ -231,8 +228,7 @@ def _time(value: object) -> str:
     moment = datetime.fromisoformat(value) if isinstance(value, str) else value
     if not isinstance(moment, datetime):
         raise TypeError
-    utc = moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo is not None else moment
-    return f'"{utc.isoformat(timespec="microseconds")}Z"'
+    return f'"{told_time(moment)}"'
 
 
 _WRITTEN: Mapping[Kind, Callable[[Any], str]] = {
