@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tarfile
 import venv
@@ -61,26 +62,36 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def elsewhere(built: Path, tmp_path_factory: pytest.TempPathFactory, thorough: bool) -> Path:
-    """The python of an empty virtual environment with nothing but the wheel and what it asks for.
+    """The python of an empty virtual environment with nothing but the wheel and what it asks for."""
+    return environment_with(wheel_in(built), "", tmp_path_factory.mktemp("elsewhere"), thorough)
 
-    Thoroughly, pip fetches that; in the suite it is linked from here, where it is compiled already.
+
+@pytest.fixture(scope="module")
+def with_command_line(built: Path, tmp_path_factory: pytest.TempPathFactory, thorough: bool) -> Path:
+    """The same with the extra `cli`."""
+    return environment_with(wheel_in(built), "cli", tmp_path_factory.mktemp("with_command_line"), thorough)
+
+
+def environment_with(wheel: Path, extra: str, folder: Path, thorough: bool) -> Path:
+    """Install the wheel into a new environment; return its python.
+
+    Thoroughly, pip fetches what it asks for; in the suite that is linked from here, where it is compiled already.
     """
-    folder = tmp_path_factory.mktemp("elsewhere")
     venv.create(folder, with_pip=False)
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
     options = ["-q", "--no-compile"] if thorough else ["-q", "--no-deps", "--no-index"]
-    installed = run(*map(str, pip), "install", *options, wheel_in(built), cwd=folder)
+    installed = run(*map(str, pip), "install", *options, f"{wheel}[{extra}]" if extra else wheel, cwd=folder)
     assert installed.returncode == 0, installed.stderr
     if not thorough:
         [packages] = folder.glob("lib/python*/site-packages")
-        link(wanted_by(packages), packages)
+        link(wanted_by(packages, extra), packages)
     return folder / "bin" / "python"
 
 
-def wanted_by(packages: Path) -> set[str]:
+def wanted_by(packages: Path, extra: str) -> set[str]:
     """Return the names of what the package installed there asks for, and of what that asks for in turn."""
     [ours] = distributions(path=[str(packages)])
-    waiting, found = [(ours, "")], set[tuple[str, str]]()
+    waiting, found = [(ours, extra)], set[tuple[str, str]]()
     while waiting:
         one, extra = waiting.pop()
         for each in map(Requirement, one.requires or ()):
@@ -133,5 +144,17 @@ def test_the_wheel_migrates_and_stores_without_the_repository(elsewhere: Path, e
     used = run(*isolated, "-W", "error", "-c", SCRIPT, *urls, cwd=tmp_path)
 
     assert upgraded.returncode == 0, upgraded.stderr
-    assert upgraded.stderr.startswith("upgrade  -> 0001, ")
+    assert upgraded.stderr.startswith("upgrade -> 0001, ")
     assert used.stdout == f"{newest_revision()} [{{'role': 'user', 'content': 'hello'}}]\n" * 2, used.stderr
+
+
+def test_the_command_line_of_the_wheel(elsewhere: Path, with_command_line: Path, empty: str, tmp_path: Path) -> None:
+    """With its extra alone, the wheel's command migrates and lists; without the extra it says how to get it."""
+    command, bare = (python.with_name("agents-pg-session") for python in (with_command_line, elsewhere))
+    upgraded = run(command, "db", "upgrade", cwd=tmp_path, AGENTS_PG_URL=empty)
+    listed = run(command, "sessions", "list", "--all-tenants", "--json", cwd=tmp_path, AGENTS_PG_URL=empty)
+    refused = run(bare, "sessions", "list", cwd=tmp_path, AGENTS_PG_URL=empty)
+
+    assert upgraded.returncode == 0, upgraded.stderr
+    assert json.loads(listed.stdout)["sessions"] == [], listed.stderr
+    assert (refused.returncode, "pip install 'agents-pg-session[cli]'" in refused.stderr) == (1, True)
