@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from agents_pg_session.cli import db, doctor, purge, sdk_import, sessions, stats, tools, transfer, usage, waiting
+from agents_pg_session.cli import db, doctor, purge, runs, sdk_import, sessions, stats, tools, transfer, usage, waiting
 from agents_pg_session.cli.desk import version_text
 
 __all__ = ["app"]
 
 #: Which commands stand together in the help, and in which order.
 SECTIONS = {
-    "Look": ("sessions", "tools", "usage", "waiting", "stats"),
+    "Look": ("sessions", "runs", "tools", "usage", "waiting", "stats"),
     "Mend and clear out": ("doctor", "purge"),
     "Move": ("export", "import", "import-sdk"),
     "The database": ("db",),
@@ -54,6 +54,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(sessions.commands, name="sessions")
+app.add_typer(runs.commands, name="runs")
 app.add_typer(tools.commands, name="tools")
 app.command("usage")(usage.usage)
 app.command("waiting")(waiting.waiting)

@@ -18,7 +18,17 @@ from agents_pg_session.records import ToolRun, UsageOf
 from agents_pg_session.statements import Command, Step, Subject, clause, quoted_prefix
 from agents_pg_session.store import SessionStore
 
-__all__ = ["Bucket", "Period", "Statistics", "ToolFigures", "slow_tools", "slowest_tool_runs", "statistics"]
+__all__ = [
+    "Bucket",
+    "Period",
+    "Scope",
+    "Since",
+    "Statistics",
+    "ToolFigures",
+    "slow_tools",
+    "slowest_tool_runs",
+    "statistics",
+]
 
 #: Up to here time is told by the hour, up to there by the day, and beyond by the month: so many fit beside each other.
 _BY_THE_HOUR, _BY_THE_DAY = timedelta(hours=49), timedelta(days=62)
@@ -169,7 +179,7 @@ async def statistics(
 
     A session counts in each hour, day or month in which a run of it began.
     """
-    scope = _Scope(store, since, tenant, all_tenants)
+    scope = Scope(store, since, tenant, all_tenants)
     period = await scope.period()
     words = {
         f"bucket_of_{one}": scope.words[period.by].replace("{time}", f"{row}.{column}") for one, row, column in _TIMES
@@ -186,7 +196,7 @@ async def slow_tools(
     store: SessionStore, *, since: Since, tenant: str = "", all_tenants: bool = False, limit: int = 20
 ) -> list[ToolFigures]:
     """Return how long each tool took since then, the slowest first: by the time in which 95 of 100 runs were done."""
-    rows = await _Scope(store, since, tenant, all_tenants).ask(
+    rows = await Scope(store, since, tenant, all_tenants).ask(
         "slow tools", _SLOW, {}, limit=checked_number("limit", limit)
     )
     return [
@@ -198,7 +208,7 @@ async def slowest_tool_runs(
     store: SessionStore, *, since: Since, tenant: str = "", all_tenants: bool = False, limit: int = 20
 ) -> list[ToolRun]:
     """Return the tool runs since then that took longest."""
-    scope = _Scope(store, since, tenant, all_tenants)
+    scope = Scope(store, since, tenant, all_tenants)
     return [
         tool_run(row)
         for row in await scope.ask("slowest tool runs", _SLOWEST, {}, limit=checked_number("limit", limit))
@@ -208,7 +218,7 @@ async def slowest_tool_runs(
 _TIMES = (("run", "r", "started_at"), ("tool_run", "t", "created_at"))
 
 
-class _Scope:
+class Scope:
     """Whose rows, and since when: what every question here has in common."""
 
     def __init__(self, store: SessionStore, since: Since, tenant: str, all_tenants: bool) -> None:
@@ -217,7 +227,8 @@ class _Scope:
         self._database = store._database
         self._database.require_open()
         on_postgres = self._database.schema is not None
-        self.words = _WORDS["postgresql" if on_postgres else "sqlite"]
+        self.dialect = "postgresql" if on_postgres else "sqlite"
+        self.words = _WORDS[self.dialect]
         self._values: dict[str, Any] = {} if all_tenants else {"tenant_id": checked_id("tenant", tenant)}
         self._earlier = self.words["ago" if isinstance(since, timedelta) else "at"]
         self._since = _bound(since, on_postgres)

@@ -119,4 +119,4 @@ def test_the_page_names_every_group_of_commands_for_looking() -> None:
     """Nobody has to know a command that answers a question of the night and is not on the page."""
     named = {line.split()[0] for line, _ in commands()}
 
-    assert {"sessions", "tools", "usage", "waiting", "stats", "doctor", "db", "purge"} <= named
+    assert {"sessions", "runs", "tools", "usage", "waiting", "stats", "doctor", "db", "purge"} <= named

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from agents_pg_session import SessionStore
 from agents_pg_session.cli.app import app
 from agents_pg_session.cli.charts import upright
+from agents_pg_session.operations import silence
 from agents_pg_session.operations import statistics as module
 from agents_pg_session.operations.statistics import slow_tools, statistics
 from tests.cli.conftest import Cli
@@ -136,6 +137,9 @@ A_YEAR = (
     " SELECT 'acme', 's', n, now() - n * interval '1 hour' FROM generate_series(1, 8760) AS n",
     "INSERT INTO agents.tool_runs (tenant_id, session_id, call_position, tool_type, created_at)"
     " SELECT 'acme', 's', n, 'function', now() - n * interval '1 hour' FROM generate_series(1, 8760) AS n",
+    "INSERT INTO agents.sessions (tenant_id, session_id) SELECT 'acme', n FROM generate_series(1, 400) AS n",
+    "INSERT INTO agents.items (tenant_id, session_id, position, append_id, item)"
+    " SELECT 'acme', 1 + n % 400, n, gen_random_uuid(), '{}' FROM generate_series(1, 8760) AS n",
     "ANALYZE",
 )
 
@@ -152,7 +156,7 @@ async def questions(url: str, all_tenants: bool) -> list[str]:
         return []
 
     async with SessionStore.open(url) as store:
-        scope = module._Scope(store, timedelta(days=7), "" if all_tenants else "acme", all_tenants)
+        scope = module.Scope(store, timedelta(days=7), "" if all_tenants else "acme", all_tenants)
         scope._run = note  # type: ignore[method-assign, assignment]
         day = scope.words["day"]
         buckets = {f"bucket_of_{one}": day.replace("{time}", f"{row}.{at}") for one, row, at in module._TIMES}
@@ -160,6 +164,8 @@ async def questions(url: str, all_tenants: bool) -> list[str]:
             await scope.ask("stats", sql, buckets)
         for sql in (module._SLOW, module._SLOWEST):
             await scope.ask("stats", sql, {}, limit=5)
+        words = {"last": silence._LAST, "silence": silence._SILENCE["postgresql"]}
+        await scope.ask("silent runs", silence._SILENT, words, silent_for=600, limit=5)
     return asked
 
 
