@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,18 +133,25 @@ class Witness:
         self._every = every
         self._told: tuple[int, ...] = ()
         self._told_at = 0.0
+        self._ended = asyncio.Event()
         self.last: Wait | None = None  #: the last wait for a lock on a table that was seen
 
+    def end(self) -> None:
+        """Let `watch` end: cancelled instead, it would leave a connection behind that was being made."""
+        self._ended.set()
+
     async def watch(self) -> None:
-        """Look until cancelled; where the database does not let us look, nothing is seen, and no harm done."""
+        """Look until told to end; where the database does not let us look, nothing is seen, and no harm done."""
         try:
             async with self._engine.connect() as plain:
                 connection = await plain.execution_options(isolation_level="AUTOCOMMIT")
-                while True:
+                while not self._ended.is_set():
                     rows = (await connection.execute(_WAITS, {"name": self._name})).all()
                     if rows:
                         self._see(_wait(rows))
-                    await asyncio.sleep(self._every)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._every):
+                            await self._ended.wait()
         except (SQLAlchemyError, OSError) as error:
             logger.debug("cannot see who holds locks: %s", type(error).__name__)
 

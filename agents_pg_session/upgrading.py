@@ -33,6 +33,7 @@ from agents_pg_session.engine import create_engine
 from agents_pg_session.errors import SchemaOutdated, SessionError, StorageUnavailable
 from agents_pg_session.failures import Verdict, advice, cause_to_show, describe, judge, sqlstate_of
 from agents_pg_session.lock_waits import LIFT, Witness, lift_limits, limit_lock_waits
+from agents_pg_session.patience import PARTING
 from agents_pg_session.schema import LOCK, checked_schema, newest_revision
 from agents_pg_session.texts import shown
 from agents_pg_session.urls import engine_url
@@ -177,8 +178,9 @@ async def _run_on_postgres(settings: Settings, target: Target) -> None:
         try:
             await _persist(connection, target, Steps(target, confirm), witness, settings)
         finally:
+            witness.end()
+            await asyncio.wait({watching}, timeout=PARTING)
             watching.cancel()
-            await asyncio.wait({watching})
 
 
 async def _persist(
