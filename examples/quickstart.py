@@ -7,6 +7,7 @@ goes to quickstart.db in the current folder, or to the PostgreSQL that AGENTS_PG
 import asyncio
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import count, groupby
 from operator import itemgetter
@@ -163,7 +164,14 @@ async def show_what_is_stored() -> None:
     headline("Look yourself")
     narrate("database", make_url(URL).render_as_string(hide_password=True))
     narrate("session", SESSION_ID)
-    narrate("with", f"agents-pg-session sessions show {SESSION_ID}")
+    narrate("with", command_line())
+
+
+def command_line() -> str:
+    """Return the command that shows this conversation, as it can be typed here."""
+    program = os.path.relpath(Path(sys.executable).with_name("agents-pg-session"))
+    where = "" if os.environ.get("AGENTS_PG_URL") else " --url sqlite:///quickstart.db"
+    return f"{program} sessions show {SESSION_ID}{where}"
 
 
 def spelled(store: SessionStore, sql: str) -> str:
@@ -178,7 +186,7 @@ async def select(store: SessionStore, sql: str) -> Rows:
 
 
 def narrate(what: str, how: str) -> None:
-    console.print(Text.assemble((f"{what:>9}", "bold green"), " ", how))
+    console.print(Text.assemble((f"{what:>9}", "bold green"), " ", how), soft_wrap=True)
 
 
 def headline(title: str) -> None:

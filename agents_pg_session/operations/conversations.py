@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from agents_pg_session.ledgers.mapping import event
 from agents_pg_session.records import Event, Page, Run, SessionInfo, StoredItem, ToolRun, Turn
@@ -13,6 +14,8 @@ from agents_pg_session.statements import Command, Key, Step, Subject, clause, qu
 from agents_pg_session.store import SessionStore
 
 __all__ = ["Conversation", "ToldTurn", "merged", "read_conversation"]
+
+_Listed = TypeVar("_Listed", Run, ToolRun)
 
 #: Events that are looked at from behind: of a session that has more, the older ones are left out.
 _EVENTS = 5000
@@ -56,8 +59,9 @@ async def read_conversation(store: SessionStore, session: PGSession, turns: int 
     shown = await session.turns(turns)
     start = shown[0].started_at if shown else None
     first_turn, first_position = (shown[0].number, shown[0].position) if shown else (0, 0)
-    runs = [run async for run in _runs(session, first_turn)]
-    calls = {each.position: each async for each in _tool_runs(session, first_position)}
+    runs = await _back_to(session.runs.list, lambda run: run.turn, first_turn)
+    tool_runs = await _back_to(session.tool_runs.list, lambda each: each.position, first_position)
+    calls = {each.position: each for each in tool_runs}
     events = await _events(store, session, info.event_count)
     if info.turn_count > len(shown) and start is not None:
         begun = {run.run_id for run in runs}
@@ -104,27 +108,17 @@ def _turn_at(turns: Sequence[Turn], moment: datetime) -> int:
     return begun[-1] if begun else turns[0].number
 
 
-async def _runs(session: PGSession, first_turn: int) -> AsyncIterator[Run]:
+async def _back_to(
+    pages: Callable[..., Awaitable[Page[_Listed]]], place: Callable[[_Listed], int], first: int
+) -> list[_Listed]:
+    """Return what a list of newest first holds, back to the one at that place."""
+    found: list[_Listed] = []
     after = None
     while True:
-        page: Page[Run] = await session.runs.list(limit=200, after=after)
-        for run in page:
-            if run.turn >= first_turn:
-                yield run
-        if not page.more or page[len(page) - 1].turn < first_turn:
-            return
-        after = page.cursor
-
-
-async def _tool_runs(session: PGSession, first_position: int) -> AsyncIterator[ToolRun]:
-    after = None
-    while True:
-        page: Page[ToolRun] = await session.tool_runs.list(limit=200, after=after)
-        for each in page:
-            if each.position >= first_position:
-                yield each
-        if not page.more or page[len(page) - 1].position < first_position:
-            return
+        page = await pages(limit=200, after=after)
+        found += [each for each in page if place(each) >= first]
+        if not page.more or place(page[len(page) - 1]) < first:
+            return found
         after = page.cursor
 
 
