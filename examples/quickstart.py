@@ -7,7 +7,6 @@ goes to quickstart.db in the current folder, or to the PostgreSQL that AGENTS_PG
 import asyncio
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import count, groupby
 from operator import itemgetter
@@ -169,9 +168,9 @@ async def show_what_is_stored() -> None:
 
 def command_line() -> str:
     """Return the command that shows this conversation, as it can be typed here."""
-    program = os.path.relpath(Path(sys.executable).with_name("agents-pg-session"))
-    where = "" if os.environ.get("AGENTS_PG_URL") else " --url sqlite:///quickstart.db"
-    return f"{program} sessions show {SESSION_ID}{where}"
+    here = Path(".venv/bin/agents-pg-session")
+    where = "" if os.environ.get("AGENTS_PG_URL") else " \\\n            --url sqlite:///quickstart.db"
+    return f"{here if here.exists() else here.name} sessions show {SESSION_ID}{where}"
 
 
 def spelled(store: SessionStore, sql: str) -> str:
@@ -186,7 +185,7 @@ async def select(store: SessionStore, sql: str) -> Rows:
 
 
 def narrate(what: str, how: str) -> None:
-    console.print(Text.assemble((f"{what:>9}", "bold green"), " ", how), soft_wrap=True)
+    console.print(Text.assemble((f"{what:>9}", "bold green"), " ", how))
 
 
 def headline(title: str) -> None:
